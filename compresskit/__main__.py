@@ -1,0 +1,5 @@
+"""`python -m compresskit` is the command line."""
+
+from compresskit.cli.app import main
+
+main()

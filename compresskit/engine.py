@@ -1,0 +1,38 @@
+"""What an engine is: it loads a model and says which traits it offers.
+
+The native engine runs transformers models in our decode loop. A foreign engine (vLLM, llama.cpp)
+would replace load and decode and offer fewer traits; methods that need more are then skipped with
+a reason. To add one, write `compresskit/engines/<name>.py` with one final subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from compresskit.spec import Frozen
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from compresskit.device import Device
+    from compresskit.spec import ModelSpec
+    from compresskit.system import System
+    from compresskit.traits import Trait
+
+
+class AbstractEngine(Frozen, ABC):
+    """An engine; its fields are its options."""
+
+    @abstractmethod
+    def traits(self, path: Path, device: Device) -> frozenset[Trait]:
+        """Traits of the empty stack, read from the model's config: no weights are loaded."""
+
+    @abstractmethod
+    def open(self, path: Path, model: ModelSpec, device: Device) -> AbstractContextManager[System]:
+        """Load the model in `path` and hold it for the duration."""
+
+    def finish(self, system: System) -> System:
+        """Last step after the stack: prepare the mode that was asked for (prepack, compile)."""
+        return system

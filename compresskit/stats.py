@@ -1,0 +1,82 @@
+"""The statistics that records and tables use, and nothing more.
+
+Percentiles are numpy's linear ones (type 7), standard deviations have ddof 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class Interval(NamedTuple):
+    """A point estimate with a confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Linear percentile, q in percent.
+
+    >>> [percentile(range(1, 11), q) for q in (50, 90, 95, 99)]
+    [5.5, 9.1, 9.55, 9.91]
+    """
+    return float(np.round(np.percentile(np.asarray(list(values), dtype=float), q), 12))
+
+
+def median(values: Sequence[float]) -> float:
+    """Middle value; raises `ValueError` on nothing, as `percentile` does."""
+    return percentile(values, 50)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return float(np.mean(np.asarray(list(values), dtype=float)))
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean (ddof 1), or None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    return float(np.std(np.asarray(list(values), dtype=float), ddof=1) / math.sqrt(len(values)))
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Standard deviation (ddof 1) over mean, or None with fewer than two values or a zero mean."""
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return None if centre == 0 else float(np.std(np.asarray(list(values), dtype=float), ddof=1) / abs(centre))
+
+
+def ratio_of_medians(
+    variant: Sequence[float], baseline: Sequence[float], *, resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Ratio median(variant) / median(baseline) with a percentile-bootstrap interval (fixed seed).
+
+    The two sides are resampled apart: they come from runs that were not paired.
+    """
+    rng = np.random.default_rng(0)
+    a, b = _array(variant), _array(baseline)
+    point = float(np.median(a) / np.median(b))
+    top = np.median(rng.choice(a, (resamples, a.size)), axis=1)
+    bottom = np.median(rng.choice(b, (resamples, b.size)), axis=1)
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(top / bottom, [tail, 100 - tail])
+    return Interval(point, float(low), float(high))
+
+
+def _array(values: Sequence[float]) -> NDArray[np.float64]:
+    array = np.asarray(list(values), dtype=float)
+    if array.size == 0 or (array <= 0).any():
+        raise ValueError("a ratio needs positive values on both sides")
+    return array

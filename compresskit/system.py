@@ -1,0 +1,144 @@
+"""What runs: a model with its cache, step and decode loop, as one immutable value.
+
+A method is a function from `System` to `System`: it replaces the field that it is about and
+leaves the others alone. Nothing is patched globally; what must be switched on while decoding
+(an attention function, a recorder) is a context manager in `attach`.
+
+Dimension letters used in all tensor docstrings:
+
+    B batch      T new tokens   S context       H query heads   K key/value heads
+    D head dim   E model dim    V vocabulary    N, M out/in features
+    G group size X experts
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    import torch
+    from pydantic import JsonValue
+
+    from compresskit.device import Device
+    from compresskit.spec import SamplingSpec
+
+
+class Chunk(NamedTuple):
+    """What one step of a decode loop delivers.
+
+    tokens: int64 `[B, n]`; lengths: int64 `[B]`, how many of the n are real in each row (a row
+    that has stopped delivers 0). drafted and accepted: totals over the batch for this step, 0
+    when the loop does not speculate.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to decode.
+
+    tokens: int64 `[B, S]`, left-padded; mask: bool `[B, S]`, True for real tokens, or None when
+    nothing is padded. stop: token ids that end a row; empty means exactly `max_new_tokens`.
+    """
+
+    tokens: torch.Tensor
+    max_new_tokens: int
+    sampling: SamplingSpec
+    mask: torch.Tensor | None = None
+    stop: tuple[int, ...] = ()
+    seed: int = 0
+
+
+class Tokenizer(Protocol):
+    """The little that compresskit asks of a tokenizer."""
+
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    has_chat_template: bool
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of `text`; with `special`, what the tokenizer itself adds (often a BOS)."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+
+    def chat(self, text: str) -> list[int]:
+        """Token ids of `text` as one user turn, ready for the answer."""
+
+
+class Step(Protocol):
+    """One forward pass of the model through a cache."""
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        cache: Any,
+        *,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        keep: int = 1,
+    ) -> torch.Tensor:
+        """Return logits `[B, keep, V]` of the last `keep` positions (0: of all).
+
+        tokens `[B, T]`; mask bool `[B, S + T]` or None; positions `[B, T]` or None (contiguous).
+        """
+
+
+class NewCache(Protocol):
+    """Makes an empty cache that can hold `capacity` tokens per row (dynamic caches ignore it)."""
+
+    def __call__(self, capacity: int) -> Any:
+        """Return a transformers `Cache`."""
+
+
+class Decode(Protocol):
+    """A decode loop: yields chunks, knows no clock."""
+
+    def __call__(self, system: System, request: Request) -> Iterator[Chunk]:
+        """Yield the new tokens of `request`, step by step."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A model ready to decode."""
+
+    model: Any
+    """A transformers causal language model in eval mode."""
+    tokenizer: Tokenizer
+    device: Device
+    step: Step
+    new_cache: NewCache
+    decode: Decode
+    context: int
+    """Longest prompt plus answer, in tokens."""
+    prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
+    attach: tuple[Callable[[], AbstractContextManager[object]], ...] = ()
+    facts: Mapping[str, JsonValue] = field(default_factory=lambda: MappingProxyType({}))
+    """What the methods and the engine say about themselves; keys are `METRICS` names or free text."""
+    kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Operation -> implementation that was chosen for it."""
+    simulated: tuple[str, ...] = ()
+    """Methods whose saving is simulated: quality counts, speed does not."""
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Switch on everything in `attach` for the duration, in order; undo in reverse."""
+        with ExitStack() as stack:
+            for enter in self.attach:
+                stack.enter_context(enter())
+            yield
+
+    def generate(self, request: Request) -> Iterator[Chunk]:
+        """Decode `request` with everything attached."""
+        with self.attached():
+            yield from self.decode(self, request)

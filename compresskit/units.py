@@ -1,0 +1,66 @@
+"""Units of the numbers in a record, and the only place that knows prefixes.
+
+Inside the project every quantity is in its SI base unit (seconds, bytes, joules); a prefix is
+chosen when the number is printed.
+
+>>> format_quantity(0.0123, Unit.SECOND)
+'12.3 ms'
+>>> format_quantity(269_060_552, Unit.BYTE)
+'269 MB'
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Unit(StrEnum):
+    """Unit of a stored number."""
+
+    SECOND = "s"
+    BYTE = "B"
+    BYTE_PER_TOKEN = "B/token"
+    JOULE = "J"
+    JOULE_PER_TOKEN = "J/token"
+    WATT = "W"
+    TOKEN = "token"
+    TOKEN_PER_SECOND = "token/s"
+    NAT = "nat"
+    BIT_PER_BYTE = "bit/byte"
+    BIT = "bit"
+    RATIO = "ratio"
+    COUNT = "count"
+
+
+_SCALED = {Unit.SECOND, Unit.JOULE, Unit.WATT, Unit.JOULE_PER_TOKEN}
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Print `value` with `digits` significant digits and no exponent where it can be read without.
+
+    >>> [significant(v) for v in (0.0, 12.345, 1234.5, 0.00123)]
+    ['0', '12.3', '1234', '0.00123']
+    """
+    if value == 0:
+        return "0"
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def format_quantity(value: float, unit: Unit, digits: int = 3) -> str:
+    """Print a number with a readable prefix: milliseconds below a second, megabytes (10^6 B) above."""
+    if unit in (Unit.BYTE, Unit.BYTE_PER_TOKEN):
+        for factor, prefix in _PREFIXES[:5]:
+            if abs(value) >= factor or factor == 1.0:
+                return f"{significant(value / factor, digits)} {prefix}{unit.value}"
+    if unit in _SCALED and value != 0:
+        for factor, prefix in _PREFIXES:
+            if abs(value) >= factor:
+                return f"{significant(value / factor, digits)} {prefix}{unit.value}"
+    if unit in (Unit.RATIO, Unit.COUNT):
+        return significant(value, digits)
+    return f"{significant(value, digits)} {unit.value}"
