@@ -43,7 +43,9 @@ def resolve(wish: str = "auto") -> Device:
     """Return the device for `auto`, `cpu` or `cuda`; raise `SpecError` if it is not there."""
     available = torch.cuda.is_available()
     if wish == "cuda" and not available:
-        raise SpecError("device 'cuda' was asked for, but torch sees no CUDA device. Use --device cpu or auto.")
+        raise SpecError(
+            "device 'cuda' was asked for, but torch sees no CUDA device. Use --device cpu or auto."
+        )
     return _cuda() if available and wish != "cpu" else _cpu()
 
 
@@ -71,7 +73,10 @@ def _cuda() -> Device:
 def _cpu() -> Device:
     info = cpu_info()
     flags = info.flags
-    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), platform.machine())
+    widest = next(
+        (f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags),
+        platform.machine(),
+    )
     traits = {Trait.BF16} if flags & {"amx_bf16", "avx512_bf16"} else set()
     return Device(
         kind="cpu",

@@ -33,6 +33,10 @@ class AbstractEngine(Frozen, ABC):
     def open(self, path: Path, model: ModelSpec, device: Device) -> AbstractContextManager[System]:
         """Load the model in `path` and hold it for the duration."""
 
+    def requires(self) -> frozenset[Trait]:
+        """What the decode mode needs to find after the last method."""
+        return frozenset()
+
     def finish(self, system: System) -> System:
         """Last step after the stack: prepare the mode that was asked for (prepack, compile)."""
         return system

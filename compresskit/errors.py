@@ -67,7 +67,9 @@ class MissingExtra(UsageError):
 
     def __init__(self, package: str, *, extra: str) -> None:
         """Name the missing `package` and the extra that brings it."""
-        super().__init__(f"{package} is not installed. Install it with: pip install 'compresskit[{extra}]'")
+        super().__init__(
+            f"{package} is not installed. Install it with: pip install 'compresskit[{extra}]'"
+        )
 
 
 class UnknownName(UsageError, LookupError):

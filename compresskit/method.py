@@ -11,16 +11,17 @@ README table is generated. Methods of other packages register under the entry-po
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import JsonValue
+
 from compresskit.spec import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from pydantic import JsonValue
+    from collections.abc import Callable
 
     from compresskit.spec import ModelSpec
     from compresskit.system import System
@@ -50,7 +51,7 @@ class Context:
     load: Callable[[ModelSpec], System]
     """Load another model (a draft, a student) on the same device."""
     calibration: Callable[[int], list[int]]
-    """At least that many tokens of calibration text, kept apart from evaluation text."""
+    """That many tokens of calibration text, kept apart from evaluation text."""
     seed: int
     dtype: str
     """Computation type of the run: float32, bfloat16 or float16."""
@@ -70,3 +71,11 @@ class AbstractMethod(Frozen, ABC):
     @abstractmethod
     def apply(self, system: System, ctx: Context) -> System:
         """Return the changed system. May change `system.model` in place: each run loads its own."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A method with its name in the catalogue."""
+
+    name: str
+    method: AbstractMethod

@@ -27,7 +27,9 @@ SCHEMA = 1
 class Stored(BaseModel):
     """Base of what is stored: immutable, no NaN; unknown keys of a newer minor version are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Measured(Stored):
@@ -256,6 +258,8 @@ class Environment(Stored):
     git: Git | None = None
     variables: dict[str, str] = Field(default_factory=dict)
     """Environment variables that steer threads and libraries."""
+    cpu_count: int | None = None
+    """Logical CPUs of the machine: what a load average is judged by."""
 
 
 class ModelFacts(Stored):
@@ -265,7 +269,7 @@ class ModelFacts(Stored):
     """hub, local, gguf, pypi or tiny."""
     revision: str
     baseline: str
-    """full_precision, dequantized_gguf, tiny_trained or random."""
+    """full_precision, dequantized_gguf, quantized, tiny_trained or random."""
     architecture: str
     parameters: int
     dtype: str
@@ -308,6 +312,8 @@ class Record(Stored):
     environment: Environment | None = None
     prompts: TextFacts | None = None
     """The text the speed passes took their prompts from."""
+    prompts_sha256: str | None = None
+    """Hash of the prompts' token ids."""
     kernels: dict[str, str] = Field(default_factory=dict)
     simulated: tuple[str, ...] = ()
     facts: dict[str, JsonValue] = Field(default_factory=dict)
@@ -318,7 +324,10 @@ class Record(Stored):
 
     def dump(self) -> str:
         """JSON text of the record; no NaN, no rounding."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
+            + "\n"
+        )
 
 
 def load(path: Path) -> Record:
@@ -328,9 +337,13 @@ def load(path: Path) -> Record:
     longer bears its own digest.
     """
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        document: Any = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant
+        )
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise RecordError(f"{path}: not a readable record ({error}). Delete it and run again.") from None
+        raise RecordError(
+            f"{path}: not a readable record ({error}). Delete it and run again."
+        ) from None
     if not isinstance(document, dict) or "schema_version" not in document:
         raise RecordError(f"{path}: not a compresskit record (no schema_version).")
     if document["schema_version"] != SCHEMA:
@@ -361,7 +374,12 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
+            "w",
+            encoding="utf-8",
+            dir=path.parent,
+            prefix=f".{path.name}.",
+            suffix=".partial",
+            delete=False,
         ) as file:
             temporary = Path(file.name)
             file.write(text)
@@ -371,7 +389,9 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}. Free space or choose another --out.") from None
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. Free space or choose another --out."
+        ) from None
 
 
 def store(record: Record, folder: Path) -> Path:
@@ -379,5 +399,3 @@ def store(record: Record, folder: Path) -> Path:
     path = folder / f"{record.digest}.json"
     write_text(path, record.dump())
     return path
-
-

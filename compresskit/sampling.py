@@ -39,13 +39,17 @@ def probabilities(logits: torch.Tensor, sampling: SamplingSpec) -> torch.Tensor:
     return probs
 
 
-def draw(logits: torch.Tensor, sampling: SamplingSpec, generator: torch.Generator | None) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor, sampling: SamplingSpec, generator: torch.Generator | None
+) -> torch.Tensor:
     """Return one token per row: int64 `[B]` from logits `[B, V]`."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)
 
 
-def generator_for(seed: int, device: torch.device, sampling: SamplingSpec) -> torch.Generator | None:
+def generator_for(
+    seed: int, device: torch.device, sampling: SamplingSpec
+) -> torch.Generator | None:
     """A seeded generator where sampling needs one."""
     return None if sampling.temperature == 0 else torch.Generator(device).manual_seed(seed)

@@ -95,7 +95,8 @@ class EngineSpec(Frozen):
 
     name: str = "native"
     mode: Mode = "eager"
-    """eager; prepacked (weights laid out once for oneDNN, CPU); compiled (static cache, torch.compile or CUDA graphs)."""
+    """eager; prepacked (weights laid out once for oneDNN, CPU); compiled (static cache,
+    torch.compile or CUDA graphs)."""
 
 
 class MethodSpec(Frozen):
@@ -158,10 +159,10 @@ class QualitySpec(Frozen):
 
     text: str = "embedded"
     """embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]]."""
-    protocol: Literal["auto", "window", "split"] = "auto"
-    """window: one forward per window, every position scored. split: prefill, then teacher-forced
-    steps through the cache, which is where a compressed cache shows. auto: split if the stack
-    changes the cache."""
+    protocol: Literal["auto", "window", "split"] = "split"
+    """split: prefill, then teacher-forced steps through the cache, which is where a compressed
+    cache shows; one protocol for all rows of a table. window: one forward per window, every
+    position scored. auto: split if the stack changes the cache, else window."""
     tokens: Annotated[int, Field(ge=1)] = 4096
     """Scored tokens at most under the window protocol."""
     window: Annotated[int, Field(ge=2)] = 512
@@ -191,7 +192,9 @@ class RunSpec(Frozen):
 
     def canonical(self) -> str:
         """JSON with sorted keys and no spaces: the text that is digested."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
 
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON."""
@@ -205,7 +208,8 @@ class RunSpec(Frozen):
         """The empty stack in every decode mode: the candidates for the best dense row."""
         modes: tuple[Mode, ...] = ("eager", "prepacked", "compiled")
         return tuple(
-            self.replace(stack=(), engine={**self.engine.model_dump(mode="json"), "mode": mode}) for mode in modes
+            self.replace(stack=(), engine={**self.engine.model_dump(mode="json"), "mode": mode})
+            for mode in modes
         )
 
     def replace(self, **changes: Any) -> RunSpec:

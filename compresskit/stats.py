@@ -30,7 +30,9 @@ def percentile(values: Sequence[float], q: float) -> float:
     >>> [percentile(range(1, 11), q) for q in (50, 90, 95, 99)]
     [5.5, 9.1, 9.55, 9.91]
     """
-    return float(np.round(np.percentile(np.asarray(list(values), dtype=float), q), 12))
+    found = np.percentile(np.asarray(list(values), dtype=float), q)
+    # Interpolation leaves noise in the last digit; 15 digits keep small numbers whole.
+    return float(f"{found:.15g}")
 
 
 def median(values: Sequence[float]) -> float:
@@ -55,11 +57,19 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     centre = mean(values)
-    return None if centre == 0 else float(np.std(np.asarray(list(values), dtype=float), ddof=1) / abs(centre))
+    return (
+        None
+        if centre == 0
+        else float(np.std(np.asarray(list(values), dtype=float), ddof=1) / abs(centre))
+    )
 
 
 def ratio_of_medians(
-    variant: Sequence[float], baseline: Sequence[float], *, resamples: int = 2000, confidence: float = 0.95
+    variant: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
 ) -> Interval:
     """Ratio median(variant) / median(baseline) with a percentile-bootstrap interval (fixed seed).
 

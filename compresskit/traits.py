@@ -72,3 +72,7 @@ class Effects(BaseModel):
     def after(self, before: frozenset[Trait]) -> frozenset[Trait]:
         """Return the traits that hold once the method has been applied to `before`."""
         return (before - self.removes) | self.adds
+
+
+INITIAL = frozenset({Trait.LOSSLESS, Trait.FRESH, Trait.SINGLE_MODEL, Trait.VERBATIM_PROMPT})
+"""What holds of every empty stack, whatever the engine and the device."""

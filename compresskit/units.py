@@ -33,7 +33,16 @@ class Unit(StrEnum):
 
 
 _SCALED = {Unit.SECOND, Unit.JOULE, Unit.WATT, Unit.JOULE_PER_TOKEN}
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+_PREFIXES = (
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+)
 
 
 def significant(value: float, digits: int = 3) -> str:

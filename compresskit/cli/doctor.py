@@ -1,0 +1,134 @@
+"""`compresskit doctor`: what this machine has, which kernels engage, what is missing and why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from compresskit.cli import options
+
+if TYPE_CHECKING:
+    from compresskit.device import Device
+
+
+def doctor(device: options.DeviceName = "auto", as_json: options.AsJson = False) -> None:
+    """Describe this machine to someone who wants to know why a row looks as it does.
+
+    [bold]Example[/bold]
+
+      compresskit doctor --json
+    """
+    report = examine(device)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _show(report)
+
+
+def examine(wish: str = "auto") -> dict[str, Any]:
+    """Collect everything the machine says about itself."""
+    import os
+
+    import torch
+
+    from compresskit import device as devices
+    from compresskit.hf.sources import known
+    from compresskit.measure import counters, environment, machine
+    from compresskit.measure.memory import PeakMeter
+
+    found = devices.resolve(wish)
+    counter = counters.find(found)
+    meter = PeakMeter(found)
+    meter.start()
+    return {
+        "machine": machine.describe(found).model_dump(mode="json"),
+        "device": found.model_dump(mode="json"),
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "load_average": _load(),
+        },
+        "memory": {name: reading.model_dump(mode="json") for name, reading in meter.read().items()},
+        "energy": _energy(counter),
+        "kernels": _kernels(found),
+        "modes": _modes(found),
+        "extras": _extras(),
+        "models": [{"name": model.name, "cached": model.cached} for model in known()],
+        "environment": environment.describe().model_dump(mode="json"),
+    }
+
+
+def _load() -> list[float] | None:
+    import os
+
+    return list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+
+
+def _energy(counter: Any) -> dict[str, Any]:
+    joules = counter.joules()
+    if joules is None:
+        return {"kind": "unavailable", "reason": counter.reason()}
+    return {"kind": "available", "source": counter.source, "scope": counter.scope}
+
+
+def _kernels(device: Device) -> list[dict[str, Any]]:
+    from compresskit_kernels import probe
+
+    return [dict(row) for row in probe.examine(device.kind)]
+
+
+def _modes(device: Device) -> dict[str, str]:
+    import shutil
+
+    from compresskit.traits import Trait
+
+    cuda = device.kind == "cuda"
+    if cuda:
+        prepacked = "unavailable: for the CPU only"
+    elif Trait.BF16 in device.traits:
+        prepacked = "available for bfloat16 models"
+    else:
+        prepacked = "unavailable: this CPU has no bfloat16 instructions"
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    compiled = "available" if cuda or compiler else "unavailable: no C++ compiler (g++, clang++)"
+    return {"eager": "available", "prepacked": prepacked, "compiled": compiled}
+
+
+def _extras() -> dict[str, str]:
+    from importlib.util import find_spec
+
+    modules = {"llamacpp": "xllamacpp", "lm-eval": "lm_eval", "triton": "triton"}
+    return {
+        extra: "installed"
+        if find_spec(module)
+        else f"not installed: pip install 'compresskit[{extra}]'"
+        for extra, module in modules.items()
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from compresskit.units import Unit, format_quantity
+
+    console = Console()
+
+    def line(name: str, value: object) -> None:
+        console.print(f"{name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
+
+    device, machine = report["device"], report["machine"]
+    line("device", f"{device['name']} ({device['kind']}, {device['capability']})")
+    line("memory", format_quantity(device["memory_bytes"], Unit.BYTE))
+    line("traits", ", ".join(device["traits"]) or "none")
+    line("cores", f"{report['threads']['cores']}, load {report['threads']['load_average']}")
+    energy = report["energy"]
+    line("energy", energy.get("reason") or f"{energy['source']} ({energy['scope']})")
+    for name, state in report["modes"].items():
+        line(f"mode {name}"[:14], state) if len(name) < 9 else line("mode", f"{name}: {state}")
+    for row in report["kernels"]:
+        line("kernel", "  ".join(f"{key}={value}" for key, value in row.items()))
+    for name, state in report["extras"].items():
+        line("extra", f"{name}: {state}")
+    for model in report["models"]:
+        line("model", f"{model['name']}: {'ready' if model['cached'] else 'not downloaded yet'}")
+    line("machine id", machine["id"])

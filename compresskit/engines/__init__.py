@@ -1,0 +1,1 @@
+"""Engines, one file each; `compresskit.engine` says how to add one."""

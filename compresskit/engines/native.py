@@ -1,0 +1,105 @@
+"""Run a transformers model in our own decode loop: the engine that every method fits."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, final
+
+from compresskit.decode import autoregressive
+from compresskit.engine import AbstractEngine
+from compresskit.errors import Conflict
+from compresskit.hf import load
+from compresskit.hf.cache import new_dynamic
+from compresskit.hf.step import eager_step
+from compresskit.spec import Mode
+from compresskit.system import System
+from compresskit.traits import Trait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from compresskit.device import Device
+    from compresskit.spec import ModelSpec
+
+_OFFERED = frozenset(
+    {
+        Trait.MODULES,
+        Trait.FLOAT_WEIGHTS,
+        Trait.OWN_CACHE,
+        Trait.DENSE_CACHE,
+        Trait.FULL_CONTEXT,
+        Trait.ROLLBACK,
+        Trait.STATIC_SHAPES,
+        Trait.ATTENTION_HOOK,
+        Trait.OWN_LOOP,
+        Trait.LOGITS,
+        Trait.BATCH,
+        Trait.PADDED_BATCH,
+    }
+)
+
+
+@final
+class Native(AbstractEngine):
+    """transformers model, our loop."""
+
+    mode: Mode = "eager"
+    """eager, prepacked (CPU, bfloat16) or compiled."""
+
+    def traits(self, path: Path, device: Device) -> frozenset[Trait]:
+        """Everything, plus MOE where the config has experts, less floats in a quantised checkpoint."""
+        config = load.read_config(path)
+        moe = {Trait.MOE} if load.has_experts(config) else set()
+        packed = {Trait.FLOAT_WEIGHTS} if config.get("quantization_config") else set()
+        return (_OFFERED | moe | frozenset(device.traits)) - packed
+
+    @contextmanager
+    def open(self, path: Path, model: ModelSpec, device: Device) -> Iterator[System]:
+        """Load the model and offer it with a dense dynamic cache and the autoregressive loop."""
+        loaded = load.load_model(path, model, device)
+        config = loaded.model.config
+        yield System(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            device=device,
+            step=eager_step(loaded.model),
+            new_cache=lambda capacity: new_dynamic(config),
+            decode=autoregressive,
+            context=loaded.context,
+        )
+
+    def requires(self) -> frozenset[Trait]:
+        """Compiled steps need static shapes and our loop."""
+        return (
+            frozenset({Trait.STATIC_SHAPES, Trait.OWN_LOOP})
+            if self.mode == "compiled"
+            else frozenset()
+        )
+
+    def finish(self, system: System) -> System:
+        """Prepack or compile as the mode says; the eager mode leaves everything as it is."""
+        if self.mode == "prepacked":
+            return _prepacked(system)
+        if self.mode == "compiled":
+            from compresskit.hf.compiled import compile_decode
+
+            return compile_decode(system)
+        return system
+
+
+def _prepacked(system: System) -> System:
+    from compresskit.hf.prepack import prepack
+
+    if system.device.kind != "cpu":
+        raise Conflict(
+            "mode 'prepacked' lays weights out for oneDNN on the CPU; use 'compiled' on CUDA."
+        )
+    names = prepack(system.model)
+    return replace(
+        system,
+        kernels={**system.kernels, "dense_linear": "onednn:_linear_pointwise"}
+        if names
+        else system.kernels,
+    )

@@ -1,0 +1,221 @@
+"""Key/value caches: build them, take tokens back, count the bytes they hold.
+
+A transformers `Cache` is a list of layers. A cache method swaps the full-attention layers for its
+own and leaves the rest (sliding windows, recurrent states, shared layers) as the model made them:
+
+    config ──► DynamicCache(config) ──► [full, sliding, full] ──► [ours, sliding, ours]
+
+To write a cache method, subclass `Layer`, list in `tensors` what it holds, and implement `update`.
+Resetting, beam reordering, batching and cropping then cover all of it.
+
+transformers is followed from 5.17 to 5.23 by letting `DynamicCache` read the config: how it
+describes layer types changed in between, which class a full-attention layer has did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
+
+from compresskit.errors import Conflict, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedConfig
+
+    from compresskit.system import NewCache
+
+TOKENS = -2
+"""Dimension that counts tokens in every tensor of a layer: `[B, K, S, *]`."""
+
+
+class Layer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+    """A cache layer that holds the tensors named in `tensors`, each `[B, K, S, *]`."""
+
+    tensors: ClassVar[tuple[str, ...]] = ("keys", "values")
+
+    # None until the first `update`, as in transformers.
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self) -> None:
+        """Hold nothing yet; shapes and types come with the first `update`."""
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+        for name in self.tensors:
+            setattr(self, name, None)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Remember the type and device of the model's keys and values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def append(self, **new: torch.Tensor) -> None:
+        """Add rows to the tensors of those names, in copies that share no storage with `new`."""
+        for name, rows in new.items():
+            held = getattr(self, name)
+            setattr(self, name, torch.cat((rows,) if held is None else (held, rows), dim=TOKENS))
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace every tensor held by `change` of it."""
+        for name in self.tensors:
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, change(held))
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, which for this class is the number of rows held."""
+        return 0 if self.keys is None else self.keys.shape[TOKENS]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        # transformers 5.17 zeroes the tensors and so keeps their length.
+        for name in self.tensors:
+            setattr(self, name, None)
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the newest rows; `tokens_to_remove` is zero or negative, as in transformers."""
+        if tokens_to_remove > 0:
+            raise RunError(f"crop takes minus the tokens to remove, not {tokens_to_remove}.")
+        if tokens_to_remove < 0:
+            self.each(lambda held: held[..., :tokens_to_remove, :])
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Make row i of the batch what row `beam_idx[i]` was."""
+        self.each(lambda held: held.index_select(0, beam_idx.to(held.device)))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.each(lambda held: held[indices, ...])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        self.each(lambda held: held.repeat_interleave(repeats, dim=0))
+
+    def offload(self) -> None:
+        """Move everything to host memory."""
+        self.each(lambda held: held.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Move everything back to the model's device."""
+        self.each(lambda held: held.to(self.device, non_blocking=True))
+
+
+def new_dynamic(config: PreTrainedConfig) -> Cache:
+    """Return the dense cache that the model would make for itself: the baseline."""
+    return DynamicCache(config=config)
+
+
+def static(config: PreTrainedConfig, capacity: int) -> Cache:
+    """Return a preallocated cache for `capacity` tokens, whose shapes never change."""
+    return StaticCache(config=config, max_cache_len=capacity)
+
+
+def build_cache(config: PreTrainedConfig, make_layer: Callable[[int], Layer]) -> Cache:
+    """Return the model's cache with every full-attention layer replaced by `make_layer(index)`."""
+    cache = new_dynamic(config)
+    # The exact class: its subclasses (sliding, indexed, hybrid) hold more than keys and values.
+    full = [index for index, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
+    if not full:
+        kinds = sorted({type(layer).__name__ for layer in cache.layers})
+        raise Conflict(
+            f"{config.model_type} has no full-attention layer whose cache could be replaced "
+            f"(its layers: {', '.join(kinds)}); run it without the cache method."
+        )
+    for index in full:
+        cache.layers[index] = make_layer(index)
+    return cache
+
+
+def factory(config: PreTrainedConfig, make_layer: Callable[[int], Layer]) -> NewCache:
+    """Return a `System.new_cache` for such caches; raise now if the model has no place for them."""
+    build_cache(config, make_layer)
+    return lambda capacity: build_cache(config, make_layer)
+
+
+def enable_rollback(cache: Cache) -> None:
+    """Let `roll_back` undo every later forward pass; call it once, after the prefill.
+
+    From here on sliding layers keep what falls out of their window until the next `roll_back`;
+    before the prefill that would be the whole prompt.
+    """
+    for index, layer in enumerate(cache.layers):
+        if not layer.is_croppable:
+            raise RunError(_cannot(layer, index, "it does not crop exactly"))
+    cache.activate_past_recording()
+
+
+def roll_back(cache: Cache, n: int) -> None:
+    """Forget the newest `n` tokens, exactly.
+
+    After `enable_rollback`, call it for every step, also with 0: the sliding layers then drop what
+    they kept for a rollback.
+    """
+    if not 0 <= n <= cache.get_seq_length():
+        raise RunError(
+            f"cannot take {n} tokens back from a cache that has seen {cache.get_seq_length()}."
+        )
+    recording = [getattr(layer, "record_past", False) for layer in cache.layers]
+    # All checks come first, so that a refusal leaves no layer shorter than the others.
+    touched = [
+        index
+        for index, layer in enumerate(cache.layers)
+        if getattr(layer, "is_initialized", True) and (n > 0 or recording[index])
+    ]
+    for index in touched:
+        _check_croppable(cache.layers[index], index, n, recorded=recording[index])
+    for index in touched:
+        cache.layers[index].crop(-n)
+
+
+def _check_croppable(layer: Any, index: int, n: int, *, recorded: bool) -> None:
+    if not layer.is_croppable:
+        raise RunError(_cannot(layer, index, "it does not crop exactly"))
+    window = getattr(layer, "sliding_window", None)
+    if window is None:
+        return
+    seen, rows = layer.get_seq_length(), layer.keys.shape[TOKENS]
+    if seen >= window and not recorded:
+        raise RunError(
+            _cannot(
+                layer, index, "older tokens left its window; call enable_rollback after the prefill"
+            )
+        )
+    if rows - n < min(seen - n, window - 1):
+        raise RunError(
+            _cannot(layer, index, f"of {n} tokens it can only restore {max(rows - window + 1, 0)}")
+        )
+
+
+def _cannot(layer: Any, index: int, reason: str) -> str:
+    return f"cache layer {index} ({type(layer).__name__}) cannot take tokens back: {reason}."
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of memory that the layers keep alive: whole storages, each counted once.
+
+    A view keeps its whole storage, so a layer that cropped without copying is charged for it.
+    """
+    storages = {}
+    for layer in cache.layers:
+        for tensor in _tensors(vars(layer)):
+            storage = tensor.untyped_storage()
+            storages[tensor.device, storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

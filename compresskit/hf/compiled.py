@@ -1,0 +1,106 @@
+"""Compiled decoding: a static cache and one compiled step of one token.
+
+    prefill   eager (its shape changes from prompt to prompt), writes into the static cache
+    decode    torch.compile of the model's forward for shape [B, 1]:
+              CPU   inductor with frozen weights, so that constants are folded and laid out once
+              CUDA  mode "reduce-overhead", which replays a CUDA graph
+
+The first decode step compiles; the runner pays it before anything is timed and records it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compresskit.errors import RunError
+from compresskit.hf.cache import static
+from compresskit.hf.step import eager_step
+
+if TYPE_CHECKING:
+    from compresskit.system import Step, System
+
+
+def compile_decode(system: System) -> System:
+    """Return the system with a static cache and a compiled one-token step.
+
+    Raises:
+        RunError: torch.compile cannot work here (no C++ compiler).
+    """
+    config = system.model.config
+    return replace(
+        system,
+        new_cache=lambda capacity: static(config, capacity),
+        step=compiled_step(system.model, system.device.kind),
+        kernels={**system.kernels, "decode_step": f"torch.compile ({_how(system.device.kind)})"},
+    )
+
+
+def _how(kind: str) -> str:
+    return "inductor, frozen weights" if kind == "cpu" else "CUDA graphs"
+
+
+def compiled_step(model: Any, kind: str) -> Step:
+    """One-token steps go through the compiled forward, all others through the eager one."""
+    eager = eager_step(model)
+    compiled = _compile(model, kind)
+
+    def step(
+        tokens: torch.Tensor,
+        cache: Any,
+        *,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        keep: int = 1,
+    ) -> torch.Tensor:
+        seen = int(cache.get_seq_length())
+        if positions is None:
+            # A static cache cannot tell its length from its shape; counting here, outside the
+            # graph, keeps the length out of the compiled code.
+            positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device).unsqueeze(
+                0
+            )
+        if tokens.shape[1] > 1 or seen == 0:
+            return eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+        if mask is not None:
+            # Same width at every step, or each would be compiled anew.
+            capacity = cache.get_max_length()
+            mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
+        logits: torch.Tensor = compiled(tokens, cache, mask, positions)
+        return logits
+
+    return step
+
+
+def _compile(model: Any, kind: str) -> Any:
+    def forward(
+        tokens: torch.Tensor, cache: Any, mask: torch.Tensor | None, positions: torch.Tensor
+    ) -> torch.Tensor:
+        logits: torch.Tensor = model(
+            input_ids=tokens,
+            past_key_values=cache,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+        ).logits
+        return logits
+
+    if kind == "cpu":
+        import torch._inductor.config as inductor
+
+        if not _has_compiler(inductor):
+            raise RunError(
+                "mode 'compiled' needs a C++ compiler on the CPU (g++ or clang++). Use --mode prepacked."
+            )
+        return torch.compile(forward, dynamic=False, options={"freezing": True})
+    return torch.compile(forward, dynamic=False, mode="reduce-overhead")
+
+
+def _has_compiler(inductor: Any) -> bool:
+    import shutil
+
+    named = inductor.cpp.cxx
+    candidates = named if isinstance(named, tuple | list) else (named,)
+    return any(name and shutil.which(name) for name in (*candidates, "g++", "clang++"))

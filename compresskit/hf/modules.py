@@ -1,0 +1,122 @@
+"""Find the linear layers of a transformers decoder, replace them, and say what is left dense.
+
+A linear layer is an `nn.Linear` or GPT-2's `Conv1D` (the same thing with the weight transposed).
+Subclasses are left alone: they are somebody's own quantised, adapted or routed layer. Experts that
+are kept as one 3-D parameter are no modules at all, so replacing modules passes them by; they are
+counted by `left_dense`, so that a method which skipped them has to say so.
+
+Output heads: where the head shares the embedding's weight, replacing the head gives it a copy of
+its own and the embedding stays dense for the look-up. Both are then held, and both are counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+
+@runtime_checkable
+class HoldsBytes(Protocol):
+    """A module that accounts for its own tensors, which torch would not find or would miscount."""
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes in memory by role, everything included (bias, scales, padding)."""
+
+
+class Site(NamedTuple):
+    """A linear layer and where it hangs."""
+
+    name: str
+    """Dotted path from the model."""
+    module: nn.Module
+    parent: nn.Module
+    attribute: str
+
+    def weight(self) -> torch.Tensor:
+        """The weight as `[N, K]`, without gradient; a view."""
+        weight: torch.Tensor = self.module.weight.detach()  # type: ignore[operator]
+        return weight.t() if type(self.module) is Conv1D else weight
+
+    def bias(self) -> torch.Tensor | None:
+        """The bias `[N]`, without gradient, or None."""
+        bias: Any = self.module.bias
+        return None if bias is None else bias.detach()
+
+    def replace(self, module: nn.Module) -> None:
+        """Put `module` in place of this layer."""
+        setattr(self.parent, self.attribute, module)
+
+
+def linears(model: nn.Module) -> list[Site]:
+    """Every linear layer in the order of the model, the output head included."""
+    return list(_linears(model))
+
+
+def _linears(model: nn.Module) -> Iterator[Site]:
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear or type(module) is Conv1D:
+            path, _, attribute = name.rpartition(".")
+            yield Site(name, module, model.get_submodule(path), attribute)
+
+
+def head(model: Any) -> nn.Module | None:
+    """The layer that turns hidden states into logits, if the model has one."""
+    found = model.get_output_embeddings()
+    return found if isinstance(found, nn.Module) else None
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head shares the weight of the embedding."""
+    top, embedding = head(model), model.get_input_embeddings()
+    shared = getattr(top, "weight", None)
+    return shared is not None and shared is getattr(embedding, "weight", None)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights as held: parameters (shared ones once), and packed layers' own count."""
+    packed = sum(sum(module.held_bytes().values()) for module in _packed(model))
+    return packed + sum(left_dense(model).values())
+
+
+def left_dense(model: nn.Module) -> dict[str, int]:
+    """Bytes of the parameters that are still dense, by kind, shared ones once; largest first."""
+    inside = {id(p) for module in _packed(model) for p in module.parameters()}
+    top = head(model)
+    sizes: dict[str, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in inside:
+                inside.add(id(parameter))
+                kind = "head" if module is top else _kind(module, parameter)
+                sizes[kind] = sizes.get(kind, 0) + parameter.nbytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _packed(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, HoldsBytes)]
+
+
+def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
+    """What a dense parameter is for, from the shape and the class of its owner."""
+    name = type(module).__name__
+    if parameter.dim() == 3:
+        return "experts"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, nn.Linear | Conv1D):
+        return "linear"
+    if "Norm" in name:
+        return "norm"
+    return "router" if "Router" in name or "Gate" in name else "other"

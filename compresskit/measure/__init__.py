@@ -1,0 +1,1 @@
+"""Meters: one probe each, looking at a system from outside."""

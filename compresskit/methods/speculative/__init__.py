@@ -1,0 +1,1 @@
+"""Methods that guess several tokens and check them in one forward pass."""
