@@ -15,8 +15,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from compresskit import engines as engine_package
-from compresskit import methods as method_package
+from compresskit import engines as engine_package, methods as method_package
 from compresskit.engine import AbstractEngine
 from compresskit.errors import SpecError, UnknownName
 from compresskit.method import AbstractMethod, Placed

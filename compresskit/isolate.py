@@ -42,22 +42,20 @@ def run(spec: RunSpec, notify: Notify = runner.silent) -> Record:
         UsageError: the child found that the request cannot be honoured.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        child = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "compresskit.isolate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             env=_environment(spec),
-        )
-        try:
-            record = _listen(child, spec, notify)
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            code = child.wait()
-        return record or runner.failed(spec, _death(code, log))
+        ) as child:
+            try:
+                record = _listen(child, spec, notify)
+            except BaseException:
+                child.kill()
+                raise
+        return record or runner.failed(spec, _death(child.returncode, log))
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:

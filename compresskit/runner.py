@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from compresskit import catalogue, stack, validity, workload
-from compresskit import device as devices
+from compresskit import catalogue, device as devices, stack, validity, workload
 from compresskit.errors import CompressKitError, Conflict, RunError, UsageError
 from compresskit.hf import load
-from compresskit.hf.sources import Progress, ResolvedModel, resolve
-from compresskit.hf.sources import silent as no_progress
+from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.hf.tokenizer import tokenizer_digest
 from compresskit.measure import environment, passes
 from compresskit.measure.memory import PeakMeter

@@ -49,6 +49,12 @@ class Frozen(BaseModel):
             raise SpecError(f"{where}: {error}") from None
 
 
+def spec_digest(document: object) -> str:
+    """First 12 hex digits of the SHA-256 of a spec's canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """Turn pydantic's first complaint into one sentence with the nearest known key."""
     first = error.errors(include_url=False)[0]
@@ -190,15 +196,9 @@ class RunSpec(Frozen):
     quality: QualitySpec = QualitySpec()
     seed: Annotated[int, Field(ge=0)] = 0
 
-    def canonical(self) -> str:
-        """JSON with sorted keys and no spaces: the text that is digested."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+        return spec_digest(self.model_dump(mode="json"))
 
     def baseline(self) -> RunSpec:
         """The same run with an empty stack."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compresskit import catalogue, isolate, runner
-from compresskit import device as devices
+from compresskit import catalogue, device as devices, isolate, runner
 from compresskit.errors import RecordError, SpecError
 from compresskit.hf import load
 from compresskit.measure import machine
-from compresskit.record import Record, store, write_text
-from compresskit.record import load as load_record
+from compresskit.record import Record, load as load_record, store, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

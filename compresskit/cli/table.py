@@ -46,8 +46,7 @@ def table(
     from rich.console import Console
 
     from compresskit.errors import Exit
-    from compresskit.report import csv, document, join, markdown, terminal
-    from compresskit.report import table as tables
+    from compresskit.report import csv, document, join, markdown, table as tables, terminal
 
     built = tables.build(join.load(paths))
     if format is Format.RICH:

@@ -35,6 +35,7 @@ def describe() -> Environment:
     """Collect the environment of this process."""
     return Environment(
         compresskit=compresskit.__version__,
+        cpu_count=os.cpu_count(),
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: found for name in _PACKAGES if (found := _version(name))},

@@ -1,5 +1,7 @@
 """The prepacked dense baseline: bit-equal to the plain layer, honest about its bytes."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -110,3 +112,18 @@ def test_a_machine_that_cannot_is_told_why(monkeypatch):
     with pytest.raises(Conflict, match=r"cannot run here: bf16 path .* avx512bw\. Use mode"):
         prepack(model)
     assert len(modules.linears(model)) == 15
+
+
+def test_each_layer_is_dropped_before_the_next_is_made():
+    """Otherwise the peak would be the dense model and the packed one together."""
+    model = llama(tied=False)
+    originals = [weakref.ref(site.module) for site in modules.linears(model)]
+    alive = []
+
+    def make(site):
+        alive.append(sum(original() is not None for original in originals))
+        return nn.Identity()
+
+    modules.replace_each(modules.linears(model), make)
+    assert alive == list(range(15, 0, -1))
+    assert not any(original() for original in originals)

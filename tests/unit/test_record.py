@@ -24,9 +24,12 @@ def stored(tmp_path) -> Path:
     return path
 
 
-def damage(path: Path, change) -> None:
+def damage(path: Path, change, *, sign: bool = False) -> None:
+    """Edit a stored record by hand; with `sign`, as a newer version of the tool would write it."""
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
+    if sign:
+        document["checksum"] = records._checksum(document)
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
@@ -87,15 +90,21 @@ def test_other_json_is_not_a_record(stored, text):
 
 
 def test_a_missing_field_is_named(stored):
-    damage(stored, lambda d: d.pop("status"))
+    damage(stored, lambda d: d.pop("status"), sign=True)
     with pytest.raises(RecordError, match="status: Field required"):
         records.load(stored)
 
 
 def test_a_key_of_a_newer_minor_version_is_ignored(stored):
     before = records.load(stored)
-    damage(stored, lambda d: d.update(later="something"))
+    damage(stored, lambda d: d.update(later="something"), sign=True)
     assert records.load(stored) == before
+
+
+def test_an_edited_sample_is_refused(stored):
+    damage(stored, lambda d: d["blocks"][0]["passes"]["memory"].update(cache_bytes=1))
+    with pytest.raises(RecordError, match="checksum"):
+        records.load(stored)
 
 
 def test_a_missing_file_is_a_record_error(tmp_path):

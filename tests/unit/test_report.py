@@ -215,6 +215,13 @@ def test_models_and_devices_do_not_share_a_group():
     assert [group.context["device"] for group in built.groups] == ["Synthetic CPU", "Another CPU"]
 
 
+def test_a_wrapped_model_stays_in_its_group():
+    int8 = golden("int8")
+    wrapped = int8.model.model_copy(update={"architecture": "OptimizedModule"})
+    built = built_of(golden("dense"), int8.model_copy(update={"model": wrapped}))
+    assert len(built.groups) == 1
+
+
 def test_rows_that_would_look_alike_get_their_digest():
     one = golden("int8")
     other = one.model_copy(update={"digest": "abcdef012345", "started_at": "later"})
@@ -341,19 +348,26 @@ def test_the_reading_says_ratios_with_intervals():
 def test_the_reading_gives_no_verdict_where_the_interval_holds_one():
     same = slower(golden("int8"), 2.0)
     said = reading.read(built_of(golden("dense"), same))
-    assert "1.00x [0.97, 1.03] the rate of (no difference shown) the dense baseline" in said
-    assert "as fast as" not in said
+    assert "decode rate 1.00x [0.97, 1.03] that of the dense baseline" in said
+    assert "(no difference shown)" in said
+    assert "fast" not in said
+    assert "slow" not in said
 
 
 def test_the_reading_says_slower_where_it_is():
     said = reading.read(built_of(golden("dense"), slower(golden("int8"), 4.0)))
-    assert "decodes slower, 0.50x" in said
+    assert "decodes slower than the dense baseline in eager mode: 0.50x" in said
 
 
 def test_the_reading_says_nothing_about_invalid_rows():
     said = reading.read(built_of(golden("dense"), golden("short")))
     assert "is INVALID and says nothing" in said
     assert "fast" not in said
+
+
+def test_the_reading_repeats_reservations():
+    said = reading.read(built_of(golden("dense"), golden("simulated")))
+    assert said.endswith("(with reservations: warning).")
 
 
 def test_the_reading_lists_what_was_skipped():

@@ -43,6 +43,7 @@ def spec(text):
 
     def build(**options):
         small = {
+            "protocol": "auto",
             "tokens": 96,
             "window": 32,
             "prefill": 16,

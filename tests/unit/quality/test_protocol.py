@@ -61,6 +61,11 @@ def test_split_does_not_score_what_the_prefill_predicts(make):
     )
 
 
+def test_many_windows_go_through_in_several_batches(make):
+    found = make(protocol="split", prefill=1, continuation=1, windows=9, text=Text("t", "x" * 99))
+    assert (len(found.rows), found.batch) == (9, 8)
+
+
 def test_split_with_bos_keeps_the_length(make):
     found = make(protocol="split", prefill=3, continuation=2, windows=9, bos=True)
     assert shown(found.rows) == ["^abcde", "^fghij", "^klmno", "^pqrst", "^vwxyz"]

@@ -1,0 +1,79 @@
+"""The columns of a table: what stands where, under which heading, printed how.
+
+To show another metric, add a line here; its key is its name in `METRICS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from compresskit.report.cells import Style
+
+Section = Literal["speed", "cost and quality", "batch", "files"]
+"""Where a column is printed; `files` is for CSV and JSON only."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `key` names it in files, `heading` on paper."""
+
+    key: str
+    heading: str
+    section: Section
+    style: Style
+    optional: bool = False
+    """Left out on paper where no row has a number."""
+
+
+COLUMNS = (
+    Column("decode_tokens_per_s", "decode\ntok/s", "speed", "plain"),
+    Column("decode_ratio_to_baseline", "× same-mode\ndense", "speed", "ratio"),
+    Column("decode_ratio_to_best_dense", "× best\ndense", "speed", "ratio"),
+    Column("ttft_s", "TTFT", "speed", "quantity"),
+    Column("prefill_tokens_per_s", "prefill\ntok/s", "speed", "plain"),
+    Column("tokens_per_step", "tok/\nstep", "speed", "plain", optional=True),
+    Column("weights_bytes", "weights", "cost and quality", "quantity"),
+    Column("kv_bytes_per_token", "cache/\ntoken", "cost and quality", "quantity"),
+    Column("peak_bytes", "peak\nmemory", "cost and quality", "quantity"),
+    Column("j_per_output_token", "energy/\ntoken", "cost and quality", "quantity"),
+    Column("kl_mean_nats", "KL\n(nats)", "cost and quality", "plain"),
+    Column("top1_agreement", "same\ntop-1", "cost and quality", "percent"),
+    Column("delta_nll_nats", "ΔNLL ± SE\n(nats)", "cost and quality", "signed"),
+    Column("perplexity", "ppl", "cost and quality", "plain"),
+    *(
+        Column(key, key, "files", "plain")
+        for key in (
+            "tpot_s",
+            "itl_s",
+            "output_tokens_per_s",
+            "forwards_per_token",
+            "acceptance_rate",
+            "acceptance_length",
+            "effective_bits_per_parameter",
+            "load_s",
+            "apply_s",
+            "compile_s",
+            "j_per_prefill_token",
+            "nll_nats",
+            "bits_per_byte",
+            "greedy_exact_match",
+            "first_divergence_tokens",
+        )
+    ),
+)
+
+SPEED_KEYS = frozenset(c.key for c in COLUMNS if c.section == "speed") | {
+    "tpot_s",
+    "itl_s",
+    "output_tokens_per_s",
+    "forwards_per_token",
+    "acceptance_rate",
+    "acceptance_length",
+    "j_per_output_token",
+    "j_per_prefill_token",
+}
+"""What a simulated or invalid row does not show."""
+SPECULATION_KEYS = frozenset({"tokens_per_step", "acceptance_rate", "acceptance_length"})
+"""Without speculation these are 1 or do not exist: neither deserves a number or a footnote."""

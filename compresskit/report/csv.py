@@ -1,0 +1,119 @@
+"""The table for spreadsheets: one line per run, raw numbers, the unit in each heading.
+
+An unavailable number is an empty field whose reason stands in `notes`; estimates have columns of
+their own, so that nobody averages them with measured numbers by accident.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from compresskit.report.columns import COLUMNS
+
+if TYPE_CHECKING:
+    from compresskit.report.cells import Cell
+    from compresskit.report.table import Group, Problem, Row, Table
+
+_CONTEXT = (
+    "model",
+    "revision",
+    "dtype",
+    "device",
+    "threads",
+    "prompt_tokens",
+    "new_tokens",
+    "batch",
+)
+_ROW = ("label", "mode", "digest", "status", "verdict", "reasons")
+# Keys that do not say their unit yet.
+_HEADINGS = {
+    "top1_agreement": "top1_agreement_fraction",
+    "acceptance_rate": "acceptance_rate_fraction",
+    "acceptance_length": "acceptance_length_tokens",
+    "greedy_exact_match": "greedy_exact_match_fraction",
+    "perplexity": "perplexity_per_token",
+}
+_ESTIMABLE = frozenset({"peak_bytes", "j_per_output_token", "j_per_prefill_token"})
+
+
+def render(table: Table) -> str:
+    """Return `table` as CSV with a header line."""
+    extra = list(
+        dict.fromkeys(c.key for g in table.groups for c in g.columns if c.section == "batch")
+    )
+    keys = [*(column.key for column in COLUMNS), *extra]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_CONTEXT, *_ROW, *(h for key in keys for h in _headings(key)), "notes"])
+    for group in table.groups:
+        for row in group.rows:
+            writer.writerow(_line(group, row, keys))
+    for problem in table.problems:
+        writer.writerow(_problem(problem, keys))
+    return out.getvalue()
+
+
+def _headings(key: str) -> list[str]:
+    name = _HEADINGS.get(key, key)
+    if key.startswith("decode_ratio"):
+        return [name, f"{name}_low", f"{name}_high"]
+    if key == "delta_nll_nats":
+        return [name, "delta_nll_stderr_nats"]
+    return [name, f"{name}_estimated"] if key in _ESTIMABLE else [name]
+
+
+def _values(key: str, cell: Cell | None) -> list[float | str]:
+    width = len(_headings(key))
+    if cell is None or cell.value is None:
+        return [""] * width
+    value = _plain(cell.value)
+    if key.startswith("decode_ratio"):
+        return [value, _plain(cell.low), _plain(cell.high)]
+    if key == "delta_nll_nats":
+        return [value, _plain(cell.stderr)]
+    if key in _ESTIMABLE:
+        return ["", value] if cell.kind == "estimated" else [value, ""]
+    return [value]
+
+
+def _plain(value: float | None) -> float | str:
+    """The number as it is; whole numbers without a trailing zero, nothing for nothing."""
+    if value is None:
+        return ""
+    return int(value) if value.is_integer() else value
+
+
+def _line(group: Group, row: Row, keys: list[str]) -> list[object]:
+    reasons: dict[str, list[str]] = {}
+    for key, cell in row.cells.items():
+        if cell.reason and cell.kind != "reference":
+            reasons.setdefault(cell.reason, []).append(key)
+    notes = [f"{', '.join(named)}: {reason}" for reason, named in reasons.items()]
+    return [
+        *(group.context[name] for name in _CONTEXT),
+        row.label,
+        row.mode,
+        row.digest,
+        "ok",
+        row.validity.verdict,
+        "; ".join(row.validity.reasons),
+        *(value for key in keys for value in _values(key, row.cells.get(key))),
+        "; ".join(notes),
+    ]
+
+
+def _problem(problem: Problem, keys: list[str]) -> list[object]:
+    return [
+        problem.model,
+        *[""] * (len(_CONTEXT) - 1),
+        problem.label,
+        problem.mode,
+        problem.digest,
+        problem.status,
+        "INVALID",
+        problem.reason,
+        *(value for key in keys for value in _values(key, None)),
+        "",
+    ]

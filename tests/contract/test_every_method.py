@@ -1,0 +1,192 @@
+"""What every method promises, checked for each one that the catalogue finds.
+
+A new method file is covered the moment it exists. Where a promise is a number, it is counted
+(bytes, tokens, forward passes), never timed.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compresskit import catalogue, metrics, stack
+from compresskit.hf.cache import cache_bytes
+from compresskit.measure.memory import weight_bytes
+from compresskit.method import AbstractMethod, Stage
+from compresskit.spec import MethodSpec, SamplingSpec
+from compresskit.system import Request
+from compresskit.traits import Trait
+
+NAMES = catalogue.method_names()
+PROMPT = (
+    "Mira has the code 4821. Tom has the code 9930. Mira has the code 4821. The code of Mira is"
+)
+NEW = 40
+
+
+def spec_of(name: str) -> MethodSpec:
+    return catalogue.normalise(MethodSpec(name=name, params=dict(catalogue.get(name).example)))
+
+
+def command_line(name: str) -> str:
+    return spec_of(name).label()
+
+
+def greedy(system, new=NEW) -> list[int]:
+    ids = torch.tensor([system.tokenizer.encode(PROMPT)])
+    request = Request(tokens=ids, max_new_tokens=new, sampling=SamplingSpec())
+    tokens: list[int] = []
+    for chunk in system.generate(request):
+        tokens += chunk.tokens[0, : int(chunk.lengths[0])].tolist()
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def baseline(open_stack):
+    with open_stack() as opened:
+        cache = opened.system.new_cache(NEW)
+        with torch.inference_mode():
+            opened.system.step(torch.arange(200).unsqueeze(0), cache)
+        return {
+            "tokens": greedy(opened.system),
+            "weights": sum(weight_bytes(opened.system.model).values()),
+            "cache": cache_bytes(cache),
+        }
+
+
+def test_the_catalogue_is_not_empty() -> None:
+    assert {"quant/int8", "quant/int4", "kv/int8", "kv/sink_window", "speculative/ngram"} <= set(
+        NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_from_its_example_and_round_trips(name: str) -> None:
+    spec = spec_of(name)
+    again = catalogue.normalise(MethodSpec.model_validate_json(spec.model_dump_json()))
+    assert again == spec
+    assert catalogue.parse_method(spec.label()) == spec
+    cls = catalogue.get(name)
+    assert issubclass(cls, AbstractMethod)
+    assert getattr(cls, "__final__", False), "decorate the class with @final"
+    with pytest.raises(ValidationError, match="frozen"):
+        cls().anything = None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_itself(name: str) -> None:
+    cls = catalogue.get(name)
+    text = cls.__doc__ or ""
+    assert "Paper:" in text
+    assert "Cost:" in text
+    assert isinstance(cls.stage, Stage)
+    described = catalogue.describe(name)
+    assert all(parameter["help"] for parameter in described["parameters"])
+    json.dumps(described, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_parameter_is_refused(name: str) -> None:
+    with pytest.raises(catalogue.SpecError, match="unknown key"):
+        catalogue.decode(name, {"no_such_parameter": 1})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_and_keeps_its_promises(name: str, open_stack, baseline) -> None:
+    with open_stack(command_line(name)) as opened:
+        system = opened.system
+        tokens = greedy(system)
+        assert len(tokens) == NEW
+        if Trait.LOSSLESS in opened.traits:
+            assert tokens == baseline["tokens"]
+        json.dumps(dict(system.facts), allow_nan=False)
+        assert all(isinstance(value, str) for value in system.kernels.values())
+        stage = catalogue.get(name).stage
+        if not system.simulated:
+            if stage is Stage.WEIGHTS:
+                assert sum(weight_bytes(system.model).values()) < baseline["weights"]
+            if stage is Stage.CACHE:
+                cache = system.new_cache(NEW)
+                with torch.inference_mode():
+                    system.step(torch.arange(200).unsqueeze(0), cache)
+                assert cache_bytes(cache) < baseline["cache"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_leaves_no_trace(name: str, open_stack, baseline) -> None:
+    """The baseline after a method has run, in the same process, is the baseline before."""
+    with open_stack(command_line(name)) as opened:
+        greedy(opened.system, new=8)
+    with open_stack() as opened:
+        assert greedy(opened.system) == baseline["tokens"]
+        assert sum(weight_bytes(opened.system.model).values()) == baseline["weights"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traits_are_honest_about_rollback(name: str, open_stack) -> None:
+    """A stack that claims ROLLBACK crops exactly: the next logits equal those without the detour."""
+    from compresskit.hf.cache import roll_back
+
+    with open_stack(command_line(name)) as opened, torch.inference_mode():
+        if Trait.ROLLBACK not in opened.traits:
+            return
+        system = opened.system
+        ids = torch.tensor([system.tokenizer.encode(PROMPT)])
+        straight, detour = system.new_cache(99), system.new_cache(99)
+        system.step(ids, straight)
+        system.step(ids, detour)
+        system.step(torch.tensor([[5, 6, 7]]), detour)
+        roll_back(detour, 3)
+        probe = torch.tensor([[9]])
+        torch.testing.assert_close(system.step(probe, detour), system.step(probe, straight))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traits_are_honest_about_padding(name: str, open_stack) -> None:
+    """A stack that claims PADDED_BATCH gives a padded row the tokens it gives it alone."""
+    from compresskit.decode import pad
+
+    with open_stack(command_line(name)) as opened:
+        system = opened.system
+        if Trait.PADDED_BATCH not in opened.traits:
+            return
+        rows = [system.tokenizer.encode(PROMPT), system.tokenizer.encode("One, two, three,")]
+        tokens, mask = pad(rows, device=torch.device("cpu"))
+        request = Request(tokens=tokens, mask=mask, max_new_tokens=12, sampling=SamplingSpec())
+        together = torch.cat([chunk.tokens for chunk in system.generate(request)], dim=1).tolist()
+        for row, ids in enumerate(rows):
+            alone = Request(tokens=torch.tensor([ids]), max_new_tokens=12, sampling=SamplingSpec())
+            single = torch.cat([chunk.tokens for chunk in system.generate(alone)], dim=1)[
+                0
+            ].tolist()
+            assert together[row] == single
+
+
+def test_facts_use_names_that_metrics_know_or_say_what_they_are(open_stack) -> None:
+    with open_stack("quant/int8") as opened:
+        assert "effective_bits_per_parameter" in opened.system.facts
+    assert "effective_bits_per_parameter" in metrics.METRICS
+
+
+@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize("second", NAMES)
+def test_a_pair_is_accepted_or_refused_with_a_reason(first: str, second: str, open_stack) -> None:
+    from compresskit import assets
+    from compresskit.device import resolve
+    from compresskit.engines.native import Native
+    from compresskit.traits import INITIAL
+
+    engine = Native()
+    start = engine.traits(assets.tiny_path("target"), resolve("cpu")) | INITIAL
+    placed = catalogue.place([spec_of(first), spec_of(second)])
+    layers = stack.walk(placed, start)
+    conflicts = [layer.conflict for layer in layers if layer.conflict]
+    # The order typed by the user does not matter across stages.
+    swapped = stack.walk(tuple(reversed(placed)), start)
+    if placed[0].method.stage != placed[1].method.stage:
+        assert [layer.conflict for layer in swapped] == [layer.conflict for layer in layers]
+    if conflicts:
+        assert any(word in conflicts[0] for word in ("needs", "both fill", "cannot work"))
