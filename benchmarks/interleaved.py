@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--text", default="pydoc", help="where prompts are cut from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=None, help="default: results/<machine>/interleaved.json"
@@ -131,7 +132,7 @@ def main() -> None:
             arms["prepacked"] = (loop, opened(stack, args.model, mode="prepacked"))
         prompts = workload.prompts(
             dense.tokenizer,
-            WorkloadSpec(prompt_tokens=args.prompt_tokens),
+            WorkloadSpec(text=args.text, prompt_tokens=args.prompt_tokens),
             args.rounds + 1,
             args.seed,
         ).ids

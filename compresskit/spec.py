@@ -177,7 +177,7 @@ class QualitySpec(Frozen):
     continuation: Annotated[int, Field(ge=1)] = 64
     """split: tokens of each window that are scored one step at a time."""
     windows: Annotated[int, Field(ge=1)] = 8
-    """split: number of windows, run as one batch where the stack allows it."""
+    """split: number of windows, run in batches where the stack allows it."""
     greedy_prompts: Annotated[int, Field(ge=0)] = 4
     """Prompts whose greedy continuations are compared with the baseline's."""
     greedy_tokens: Annotated[int, Field(ge=1)] = 48

@@ -72,9 +72,23 @@ def _energy(counter: Any) -> dict[str, Any]:
 
 
 def _kernels(device: Device) -> list[dict[str, Any]]:
+    import torch
     from compresskit_kernels import probe
 
-    return [dict(row) for row in probe.examine(device.kind)]
+    from compresskit.traits import Trait
+
+    dtype = torch.bfloat16 if Trait.BF16 in device.traits else torch.float32
+    return [
+        {
+            "op": row.op,
+            "implementation": row.implementation,
+            "detail": row.detail,
+            "against_dense": round(row.speedup, 2),
+            "microseconds": round(row.microseconds, 1),
+            "shape": f"1x{probe.WIDTH} by {probe.ROWS}x{probe.WIDTH}, {str(dtype).removeprefix('torch.')}",
+        }
+        for row in probe.examine(device.kind, dtype)
+    ]
 
 
 def _modes(device: Device) -> dict[str, str]:
@@ -97,7 +111,7 @@ def _modes(device: Device) -> dict[str, str]:
 def _extras() -> dict[str, str]:
     from importlib.util import find_spec
 
-    modules = {"llamacpp": "xllamacpp", "lm-eval": "lm_eval", "triton": "triton"}
+    modules = {"llamacpp": "xllamacpp", "lm-eval": "lm_eval"}
     return {
         extra: "installed"
         if find_spec(module)
@@ -124,9 +138,12 @@ def _show(report: dict[str, Any]) -> None:
     energy = report["energy"]
     line("energy", energy.get("reason") or f"{energy['source']} ({energy['scope']})")
     for name, state in report["modes"].items():
-        line(f"mode {name}"[:14], state) if len(name) < 9 else line("mode", f"{name}: {state}")
+        line("mode", f"{name}: {state}")
     for row in report["kernels"]:
-        line("kernel", "  ".join(f"{key}={value}" for key, value in row.items()))
+        line(
+            "kernel",
+            f"{row['op']}: {row['implementation']}, {row['against_dense']}x dense ({row['shape']}); {row['detail']}",
+        )
     for name, state in report["extras"].items():
         line("extra", f"{name}: {state}")
     for model in report["models"]:

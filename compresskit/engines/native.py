@@ -49,11 +49,20 @@ class Native(AbstractEngine):
     """eager, prepacked (CPU, bfloat16) or compiled."""
 
     def traits(self, path: Path, device: Device) -> frozenset[Trait]:
-        """Everything, plus MOE where the config has experts, less floats in a quantised checkpoint."""
+        """Everything, but for what the config rules out.
+
+        Experts add MOE; a checkpoint that comes quantised holds no floats; recurrent state cannot
+        be taken back.
+        """
         config = load.read_config(path)
-        moe = {Trait.MOE} if load.has_experts(config) else set()
-        packed = {Trait.FLOAT_WEIGHTS} if config.get("quantization_config") else set()
-        return (_OFFERED | moe | frozenset(device.traits)) - packed
+        traits = _OFFERED | frozenset(device.traits)
+        if load.has_experts(config):
+            traits |= {Trait.MOE}
+        if config.get("quantization_config"):
+            traits -= {Trait.FLOAT_WEIGHTS}
+        if load.has_recurrent_state(config):
+            traits -= {Trait.ROLLBACK, Trait.PADDED_BATCH}
+        return traits
 
     @contextmanager
     def open(self, path: Path, model: ModelSpec, device: Device) -> Iterator[System]:

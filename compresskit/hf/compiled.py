@@ -5,7 +5,10 @@
               CPU   inductor with frozen weights, so that constants are folded and laid out once
               CUDA  mode "reduce-overhead", which replays a CUDA graph
 
-The first decode step compiles; the runner pays it before anything is timed and records it.
+Each batch size and cache capacity is a graph of its own; capacities are rounded up to `SLOTS`, so
+that few are needed. `fullgraph` makes a graph break, or one recompilation too many, an error
+instead of a silent return to eager code. The first decode step compiles; the runner pays it before
+anything is timed and records it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import torch
 from compresskit.errors import RunError
 from compresskit.hf.cache import static
 from compresskit.hf.step import eager_step
+
+SLOTS = 128
+"""Capacities are multiples of this many tokens."""
 
 if TYPE_CHECKING:
     from compresskit.system import Step, System
@@ -32,7 +38,7 @@ def compile_decode(system: System) -> System:
     config = system.model.config
     return replace(
         system,
-        new_cache=lambda capacity: static(config, capacity),
+        new_cache=lambda capacity: static(config, -(-capacity // SLOTS) * SLOTS),
         step=compiled_step(system.model, system.device.kind),
         kernels={**system.kernels, "decode_step": f"torch.compile ({_how(system.device.kind)})"},
     )
@@ -94,8 +100,8 @@ def _compile(model: Any, kind: str) -> Any:
             raise RunError(
                 "mode 'compiled' needs a C++ compiler on the CPU (g++ or clang++). Use --mode prepacked."
             )
-        return torch.compile(forward, dynamic=False, options={"freezing": True})
-    return torch.compile(forward, dynamic=False, mode="reduce-overhead")
+        return torch.compile(forward, dynamic=False, fullgraph=True, options={"freezing": True})
+    return torch.compile(forward, dynamic=False, fullgraph=True, mode="reduce-overhead")
 
 
 def _has_compiler(inductor: Any) -> bool:

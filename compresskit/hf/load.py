@@ -44,6 +44,12 @@ def has_experts(config: dict[str, Any]) -> bool:
     return any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
 
 
+def has_recurrent_state(config: dict[str, Any]) -> bool:
+    """Tell whether some layers keep a state instead of keys and values (Mamba, linear attention)."""
+    kinds = config.get("layer_types") or ()
+    return any("attention" not in kind or "linear" in kind for kind in kinds)
+
+
 def checkpoint_dtype(config: dict[str, Any]) -> str:
     """The type the weights were saved in; float32 where the config does not say."""
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")

@@ -11,15 +11,21 @@ its own and the embedding stays dense for the look-up. Both are then held, and b
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
+
+
+RELEASE_BYTES = 1 << 26
+"""Dense bytes replaced between two releases of freed memory."""
 
 
 @runtime_checkable
@@ -77,6 +83,35 @@ def is_tied(model: Any) -> bool:
     top, embedding = head(model), model.get_input_embeddings()
     shared = getattr(top, "weight", None)
     return shared is not None and shared is getattr(embedding, "weight", None)
+
+
+def replace_each(sites: list[Site], make: Callable[[Site], nn.Module]) -> None:
+    """Replace the layers of `sites` one by one, dropping each before the next is made.
+
+    Empties `sites`, which holds references to the dense layers. Freed memory goes back to the
+    system every `RELEASE_BYTES`, since doing so after every layer would cost more than quantising.
+    """
+    freed = 0
+    for _ in range(len(sites)):
+        site = sites.pop(0)
+        freed += site.weight().nbytes
+        site.replace(make(site))
+        del site
+        if freed > RELEASE_BYTES or not sites:
+            release_freed()
+            freed = 0
+
+
+def release_freed() -> None:
+    """Give freed memory back to the system, where the C library can (glibc).
+
+    Packed weights are allocated between temporaries of their own size; what the temporaries leave
+    is free, but glibc keeps it. Measured on a 135M model: 1480 MB resident after quantising to
+    int8 without this, 580 with it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def parameter_count(model: nn.Module) -> int:

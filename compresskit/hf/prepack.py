@@ -73,9 +73,9 @@ def prepack(model: nn.Module) -> list[str]:
             )
     if sites:
         _try_operators()
-    for site in sites:
-        site.replace(PrepackedLinear(site.weight(), site.bias()))
-    return [site.name for site in sites]
+    names = [site.name for site in sites]
+    modules.replace_each(sites, lambda site: PrepackedLinear(site.weight(), site.bias()))
+    return names
 
 
 def _try_operators() -> None:

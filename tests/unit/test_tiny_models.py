@@ -142,7 +142,7 @@ def test_the_target_recalls_a_code_and_forgets_it_with_the_middle_of_the_context
 
 @torch.inference_mode()
 def test_the_window_mask_changes_nothing_when_the_window_is_not_left(target, tokenizer):
-    ids = tokenizer("The code of Mira is 4821.", return_tensors="pt")["input_ids"]
+    ids = tokenizer("Note the code: Mira 4821.", return_tensors="pt")["input_ids"]
     plain = target(input_ids=ids).logits
     masked = target(input_ids=ids, attention_mask=window_mask(ids.shape[1], 0)).logits
     torch.testing.assert_close(plain, masked, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,1 @@
+"""Compression methods: one file a method, found by its path `<family>/<name>`."""

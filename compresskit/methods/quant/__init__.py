@@ -1,0 +1,1 @@
+"""Fewer bits per weight: linear layers replaced by packed ones."""

@@ -1,0 +1,116 @@
+"""Choose an implementation of an operation, and remember which one really ran.
+
+    stored weight --choose(op, x, impl)--> Implementation --prepare--> Prepared --(x)--> y
+    (portable)                                             (laid out once, at load)
+
+The choice is made once per weight, not once per call: what depends on the call (the number of
+rows) is a branch inside the prepared weight. Each branch calls `note` with a constant, one set
+insertion, so that `used()` names what ran rather than what was meant to run. An explicit choice
+that cannot run raises; the automatic one takes the first that can, and the record shows it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+W = TypeVar("W")
+
+
+class Prepared(ABC):
+    """A weight laid out for one implementation: call it with x `[..., K]` to get `[..., N]`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x times the transposed weight, in the type of x."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that stays in memory, by role."""
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes that stay in memory, padding included, by role."""
+        return {role: tensor.nbytes for role, tensor in self.tensors().items()}
+
+
+@dataclass(frozen=True)
+class Implementation(Generic[W]):
+    """One way to run an operation."""
+
+    name: str
+    """What a caller asks for."""
+    detail: str
+    """What the record says: the routines behind the name and when each runs."""
+    needs: str
+    """What `supports` checks, in words; ends the message of a refused explicit choice."""
+    supports: Callable[[torch.Tensor], bool]
+    """Whether it can take an input of this device, type and width."""
+    prepare: Callable[[W], Prepared]
+    """Lay out a stored weight."""
+
+
+@dataclass(frozen=True)
+class Op(Generic[W]):
+    """An operation and its implementations, fastest first."""
+
+    name: str
+    implementations: tuple[Implementation[W], ...]
+
+
+class Use(NamedTuple):
+    """One routine of one operation; module constants, so that noting them builds nothing."""
+
+    op: str
+    routine: str
+
+
+_ran: set[Use] = set()
+
+note = _ran.add
+"""Record that a routine ran; idempotent, and cheap enough for every call."""
+
+
+def used() -> dict[str, tuple[str, ...]]:
+    """Operation -> routines that have run since the last `reset`, sorted."""
+    return {
+        op: tuple(sorted(u.routine for u in _ran if u.op == op))
+        for op in sorted({u.op for u in _ran})
+    }
+
+
+def reset() -> None:
+    """Forget what has run."""
+    _ran.clear()
+
+
+def choose(op: Op[W], x: torch.Tensor, impl: str = "auto") -> Implementation[W]:
+    """Return the implementation called `impl`, or for `auto` the first that supports `x`."""
+    if impl == "auto":
+        for candidate in op.implementations:
+            if candidate.supports(x):
+                return candidate
+        raise ValueError(
+            f"{op.name}: nothing supports {_describe(x)}; the input must be floating-point."
+        )
+    for candidate in op.implementations:
+        if candidate.name == impl:
+            if candidate.supports(x):
+                return candidate
+            raise ValueError(
+                f"{op.name}: {impl!r} cannot take {_describe(x)}; it needs {candidate.needs}. "
+                "Use 'auto' to take what can run."
+            )
+    known = ", ".join(candidate.name for candidate in op.implementations)
+    raise LookupError(f"{op.name}: unknown implementation {impl!r}. Known: auto, {known}.")
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)} on {x.device.type}"

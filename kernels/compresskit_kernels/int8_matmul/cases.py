@@ -1,0 +1,29 @@
+"""Shapes, types and tolerances that every implementation of int8_matmul is held to."""
+
+from __future__ import annotations
+
+import torch
+
+SHAPES: tuple[tuple[int, int, int], ...] = (
+    (1, 1, 1),
+    (1, 7, 5),
+    (3, 33, 17),
+    (1, 64, 64),
+    (4, 192, 576),
+    (16, 100, 70),
+    (17, 41, 401),
+    (65, 129, 131),
+    (0, 8, 16),
+    (2, 0, 16),
+    (2, 3, 0),
+)
+"""(M, N, K): ones, primes, the edge of the packed path, and nothing at all."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+RELATIVE_ERROR = {"reference": 1e-6, "cpu": 6e-3, "dequantised": 6e-3}
+"""Largest ‖y - y64‖ / ‖y64‖ for an input of float32, by implementation, with y64 the formula in
+float64 on the same codes. Outputs of narrower types add their own rounding (`ROUNDING`)."""
+
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+"""Relative rounding of an output of this type."""

@@ -1,0 +1,52 @@
+"""README's tables are what the tool prints now: `pytest tests/golden --regolden` writes them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compresskit import catalogue
+from compresskit.report import join, markdown, table
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+
+def methods() -> str:
+    lines = ["| method | stage | what it does | parameters |", "|---|---|---|---|"]
+    for name in catalogue.method_names():
+        row = catalogue.describe(name)
+        parameters = ", ".join(f"`{p['name']}={p['default']}`" for p in row["parameters"])
+        lines.append(f"| `{name}` | {row['stage']} | {row['summary']} | {parameters or '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+def demo() -> str:
+    folders = sorted((ROOT / "results").glob("*/demo"))
+    return markdown.render(table.build(join.load(folders)))
+
+
+@pytest.mark.parametrize(("name", "make"), [("methods", methods), ("demo", demo)])
+def test_readme_shows_what_the_tool_prints(name: str, make, regolden: bool) -> None:
+    text = README.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    head, _, rest = text.partition(begin)
+    shown, _, tail = rest.partition(end)
+    wanted = make()
+    if regolden:
+        README.write_text(head + begin + wanted + end + tail, encoding="utf-8")
+    else:
+        assert shown == wanted
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    text = README.read_text(encoding="utf-8")
+    first = text.partition("```console\n")[2].partition("```")[0].splitlines()
+    assert first == ["pip install . && compresskit demo", "pip install -e '.[test]' && pytest"]
+
+
+def test_what_readme_links_to_exists() -> None:
+    for path in ("benchmarks/weights.toml", "benchmarks/interleaved.py", "benchmarks/bench_ops.py",
+                 "compresskit/assets/tiny/README.md", "compresskit/method.py", ".ci/run"):  # fmt: skip
+        assert (ROOT / path).exists(), path
