@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compresskit import catalogue, device, runner, stats, workload
+from compresskit import artefact as artefacts, catalogue, device, stats, workload
 from compresskit.hf.cache import new_dynamic
 from compresskit.measure import environment, machine
 from compresskit.measure.clock import quiet
-from compresskit.record import write_text
 from compresskit.spec import EngineSpec, ModelSpec, RunSpec, SamplingSpec, WorkloadSpec
+from compresskit.store import write_text
 from compresskit.system import Request
 
 if TYPE_CHECKING:
-
     from compresskit.system import System
 
 
@@ -100,7 +99,7 @@ def opened(
         engine=EngineSpec(mode=mode),
         stack=(catalogue.parse_method(method),) if method else (),
     )
-    return stack.enter_context(runner.opened(runner.plan(spec))).system
+    return stack.enter_context(artefacts.opened(artefacts.plan(spec))).system
 
 
 def main() -> None:
@@ -173,7 +172,7 @@ def report(samples: dict[str, list[float]], args: argparse.Namespace) -> None:
         "speed_against_loop": {name: r._asdict() for name, r in ratios.items()},
         "loop_over_bare_pairs": pairs,
         "environment": environment.describe().model_dump(mode="json"),
-        "started_at": runner.now(),
+        "started_at": environment.now(),
     }
     write_text(path, json.dumps(document, indent=1) + "\n")
     print(f"raw numbers: {path}")

@@ -20,6 +20,7 @@ import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
 from compresskit import runner
+from compresskit.artefact import silent
 from compresskit.errors import UsageError
 from compresskit.record import Record
 from compresskit.spec import RunSpec
@@ -27,12 +28,12 @@ from compresskit.spec import RunSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from compresskit.runner import Notify
+    from compresskit.artefact import Notify
 
 _LOG_TAIL = 400
 
 
-def run(spec: RunSpec, notify: Notify = runner.silent) -> Record:
+def run(spec: RunSpec, notify: Notify = silent) -> Record:
     """Run `spec` in a child process.
 
     A child that is killed or crashes becomes a `failed` record; Ctrl-C ends the child and is

@@ -9,17 +9,11 @@ Schema history
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from compresskit.errors import RecordError, RunError
-from compresskit.spec import RunSpec, spec_digest
+from compresskit.spec import RunSpec
 from compresskit.units import Unit
 
 SCHEMA = 1
@@ -322,90 +316,3 @@ class Record(Stored):
     blocks: tuple[Block, ...] = ()
     quality: Quality | None = None
     validity: Validity | None = None
-
-    def dump(self) -> str:
-        """JSON text of the record with its checksum; no NaN, no rounding."""
-        document = self.model_dump(mode="json")
-        document["checksum"] = _checksum(document)
-        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    """Tells an edited record from a whole one; guards against accidents, not against forgers."""
-    rest = {key: value for key, value in document.items() if key != "checksum"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def load(path: Path) -> Record:
-    """Read one record; raise `RecordError` if it cannot be read, is from the future or was edited."""
-    try:
-        document: Any = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant
-        )
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise RecordError(
-            f"{path}: not a readable record ({error}). Delete it and run again."
-        ) from None
-    if not isinstance(document, dict) or "schema_version" not in document:
-        raise RecordError(f"{path}: not a compresskit record (no schema_version).")
-    if document["schema_version"] != SCHEMA:
-        raise RecordError(
-            f"{path}: schema {document['schema_version']!r}; this version reads {SCHEMA}. Update compresskit."
-        )
-    stored, named = document.get("spec"), document.get("digest")
-    if isinstance(stored, dict) and spec_digest(stored) != named:
-        raise RecordError(
-            f"{path}: digest {named} does not belong to the stored spec ({spec_digest(stored)}): "
-            "the file was edited. Delete it and run again."
-        )
-    if document.get("checksum") != _checksum(document):
-        raise RecordError(
-            f"{path}: the checksum does not match: the file was edited. Delete it and run again."
-        )
-    try:
-        record = Record.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecordError(f"{path}: {place}: {first['msg']}. Delete it and run again.") from None
-    # A field that is new since the record was written changes the digest of equal specs: joins go
-    # by the digest of the spec as it is understood now.
-    return record.model_copy(update={"digest": record.spec.digest()})
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that `path` is either the old file or the whole new one; raise `RunError` if it cannot."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w",
-            encoding="utf-8",
-            dir=path.parent,
-            prefix=f".{path.name}.",
-            suffix=".partial",
-            delete=False,
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}. Free space or choose another --out."
-        ) from None
-
-
-def store(record: Record, folder: Path) -> Path:
-    """Write `record` atomically as `<folder>/<digest>.json` and return the path."""
-    path = folder / f"{record.digest}.json"
-    write_text(path, record.dump())
-    return path

@@ -10,154 +10,27 @@ record, so a suite goes on. A wrong request (`UsageError`) is not the run's fail
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 import traceback
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from compresskit_kernels import dispatch
 
-from compresskit import catalogue, device as devices, stack, validity, workload
-from compresskit.errors import CompressKitError, Conflict, RunError, UsageError
+from compresskit import catalogue, validity, workload
+from compresskit.artefact import opened, plan, silent
+from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
-from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.hf.tokenizer import tokenizer_digest
 from compresskit.measure import environment, passes
-from compresskit.measure.memory import PeakMeter
-from compresskit.method import Context
 from compresskit.quality.evaluate import evaluate
-from compresskit.record import Block, DeviceFacts, ModelFacts, Passes, Quality, Record, Setup
-from compresskit.traits import INITIAL, Trait
+from compresskit.record import Block, DeviceFacts, ModelFacts, Passes, Quality, Record
+from compresskit.traits import Trait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from compresskit.device import Device
-    from compresskit.engine import AbstractEngine
-    from compresskit.method import Placed
-    from compresskit.record import Reading
-    from compresskit.spec import ModelSpec, RunSpec
-    from compresskit.system import System
-
-
-class Notify(Protocol):
-    """Told what is going on; the command line turns it into progress."""
-
-    def __call__(self, phase: str, detail: str = "") -> None:
-        """`phase` is one of load, apply, the passes; `detail` is for people."""
-
-
-def silent(phase: str, detail: str = "") -> None:
-    """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A spec with everything that is decided before weights are loaded."""
-
-    spec: RunSpec
-    source: ResolvedModel
-    device: Device
-    engine: AbstractEngine
-    methods: tuple[Placed, ...]
-
-    def start_traits(self) -> frozenset[Trait]:
-        """Traits of the empty stack."""
-        return self.engine.traits(self.source.path, self.device) | INITIAL
-
-    def check(self) -> frozenset[Trait]:
-        """Traits after the stack; raises `Conflict`."""
-        return stack.check(
-            self.methods,
-            self.start_traits(),
-            last=self.engine.requires(),
-            mode=self.spec.engine.mode,
-        )
-
-
-def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
-    """Find the model, the device, the engine and the methods of `spec`; loads no weights.
-
-    Raises:
-        UsageError: something in the spec does not exist or cannot be used.
-    """
-    return Plan(
-        spec=spec,
-        source=find_model(spec.model, progress),
-        device=devices.resolve(spec.device),
-        engine=catalogue.engine(spec.engine),
-        methods=catalogue.place(spec.stack),
-    )
-
-
-def find_model(model: ModelSpec, progress: Progress = no_progress) -> ResolvedModel:
-    """Resolve a model spec to a local folder, downloading and converting where needed."""
-    return resolve(
-        model.name,
-        revision=model.revision,
-        allow_pickle=model.allow_pickle,
-        trust_remote_code=model.trust_remote_code,
-        progress=progress,
-    )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A system ready to run, with what it took to get there."""
-
-    system: System
-    setup: Setup
-    peaks: dict[str, Reading]
-    parameters: int
-    traits: frozenset[Trait]
-
-
-@contextmanager
-def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
-    """Load the model, apply the stack, prepare the mode.
-
-    Raises:
-        Conflict: the stack does not fit; raised before any weight is loaded.
-    """
-    traits = plan.check()
-    torch.set_num_threads(plan.spec.protocol.threads)
-    torch.manual_seed(plan.spec.seed)
-    meter = PeakMeter(plan.device)
-    meter.start()
-    notify("load", plan.source.name)
-    began = time.perf_counter()
-    with plan.engine.open(plan.source.path, plan.spec.model, plan.device) as bare:
-        loaded_at = time.perf_counter()
-        peaks = {f"{name}/load": value for name, value in meter.read().items()}
-        parameters = sum(p.numel() for p in bare.model.parameters())
-        meter.start()
-        notify("apply", plan.spec.label())
-        system = plan.engine.finish(stack.build(plan.methods, bare, _context(plan, bare)))
-        gc.collect()
-        peaks.update({f"{name}/apply": value for name, value in meter.read().items()})
-        setup = Setup(load_seconds=loaded_at - began, apply_seconds=time.perf_counter() - loaded_at)
-        yield Opened(system, setup, peaks, parameters, traits)
-
-
-def _context(plan: Plan, bare: System) -> Context:
-    def load_other(model: ModelSpec) -> System:
-        other = find_model(model)
-        # The engine's context manager only frees on exit; a draft lives as long as its target.
-        return plan.engine.open(other.path, model, plan.device).__enter__()
-
-    def calibration(count: int) -> list[int]:
-        return workload.calibration(bare.tokenizer, count)
-
-    return Context(
-        load=load_other,
-        calibration=calibration,
-        seed=plan.spec.seed,
-        dtype=load.dtype_name(bare.model),
-    )
+    from compresskit.artefact import Notify, Opened, Plan
+    from compresskit.spec import RunSpec
 
 
 def run(spec: RunSpec, notify: Notify = silent) -> Record:
@@ -166,7 +39,7 @@ def run(spec: RunSpec, notify: Notify = silent) -> Record:
     Raises:
         UsageError: the spec cannot be run by anybody (unknown model, text too short, ...).
     """
-    started = now()
+    started = environment.now()
     base = {
         "digest": spec.digest(),
         "label": catalogue.label(spec.stack),
@@ -210,7 +83,8 @@ def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify
     )
     compiled = _warm_compile(bench) if spec.engine.mode == "compiled" else None
     done: dict[str, Any] = {}
-    before = now()
+    before = environment.now()
+    dispatch.reset()
     # A simulated saving has no speed to show, so none is measured.
     if "latency" in wanted and not system.simulated:
         notify("latency")
@@ -224,7 +98,9 @@ def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify
     if "energy" in wanted and not system.simulated:
         notify("energy")
         done["energy"] = passes.energy_pass(bench)
-    block = Block(started_at=before, passes=Passes(**done), load_average=_load())
+    # What the quality pass multiplies with (whole windows at once) says nothing about decoding.
+    ran = {op: "; ".join(routines) for op, routines in dispatch.used().items()}
+    block = Block(started_at=before, passes=Passes(**done), load_average=environment.load_average())
     quality = judge_quality(plan, artefact, notify) if "quality" in wanted else None
     return Record(
         **base,
@@ -232,7 +108,7 @@ def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify
         model=model_facts(plan, artefact),
         prompts=prompts.facts,
         prompts_sha256=prompts.sha256,
-        kernels=dict(system.kernels),
+        kernels={**system.kernels, **ran},
         simulated=system.simulated,
         facts=dict(system.facts),
         setup=artefact.setup.model_copy(update={"compile_seconds": compiled}),
@@ -293,7 +169,7 @@ def describe_failure(error: BaseException) -> str:
     if isinstance(error, CompressKitError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} (in {last.name}, {os.path.basename(last.filename)}:{last.lineno})"  # noqa: PTH119
+    return f"{type(error).__name__}: {error} (in {last.name}, {Path(last.filename).name}:{last.lineno})"
 
 
 def finish(record: Record) -> Record:
@@ -308,31 +184,8 @@ def failed(spec: RunSpec, reason: str) -> Record:
             digest=spec.digest(),
             label=catalogue.label(spec.stack),
             spec=spec,
-            started_at=now(),
+            started_at=environment.now(),
             status="failed",
             reason=reason,
         )
     )
-
-
-def now() -> str:
-    """RFC 3339, UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _load() -> tuple[float, float, float] | None:
-    return os.getloadavg() if hasattr(os, "getloadavg") else None
-
-
-__all__ = [
-    "Notify",
-    "Opened",
-    "Plan",
-    "RunError",
-    "failed",
-    "find_model",
-    "judge_quality",
-    "opened",
-    "plan",
-    "run",
-]

@@ -10,17 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compresskit import catalogue, device as devices, isolate, runner
+from compresskit import artefact as artefacts, catalogue, device as devices, isolate
 from compresskit.errors import RecordError, SpecError
 from compresskit.hf import load
 from compresskit.measure import machine
-from compresskit.record import Record, load as load_record, store, write_text
+from compresskit.store import load as load_record, save, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
+    from compresskit.record import Record
     from compresskit.spec import RunSpec
 
 
@@ -54,7 +55,7 @@ def preflight(specs: Sequence[RunSpec], progress: Progress) -> None:
         UsageError: with one message, before anything runs.
     """
     for spec in specs:
-        source = runner.find_model(spec.model, progress)
+        source = artefacts.find_model(spec.model, progress)
         devices.resolve(spec.device)
         catalogue.engine(spec.engine)
         catalogue.place(spec.stack)
@@ -85,7 +86,7 @@ def run(
         kept = _kept(spec, folder) if resume else None
         record = kept or isolate.run(spec, watcher.phase)
         if kept is None:
-            store(record, folder)
+            save(record, folder)
         watcher.end(record, reused=kept is not None)
         records.append(record)
     return Swept(folder, tuple(records))

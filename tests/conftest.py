@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from compresskit.runner import Opened
+    from compresskit.artefact import Opened
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,7 +32,7 @@ def open_stack():
 
     @contextmanager
     def opening(*methods: str, model: str = "tiny", mode: str = "eager") -> Iterator[Opened]:
-        from compresskit import catalogue, runner
+        from compresskit import artefact as artefacts, catalogue
         from compresskit.spec import EngineSpec, ModelSpec, RunSpec
 
         spec = RunSpec(
@@ -41,7 +41,7 @@ def open_stack():
             engine=EngineSpec(mode=mode),
             stack=tuple(catalogue.parse_method(text) for text in methods),
         )
-        with runner.opened(runner.plan(spec)) as opened:
+        with artefacts.opened(artefacts.plan(spec)) as opened:
             yield opened
 
     return opening

@@ -46,7 +46,7 @@ def examine(wish: str = "auto") -> dict[str, Any]:
         "threads": {
             "torch": torch.get_num_threads(),
             "cores": os.cpu_count(),
-            "load_average": _load(),
+            "load_average": environment.load_average(),
         },
         "memory": {name: reading.model_dump(mode="json") for name, reading in meter.read().items()},
         "energy": _energy(counter),
@@ -56,12 +56,6 @@ def examine(wish: str = "auto") -> dict[str, Any]:
         "models": [{"name": model.name, "cached": model.cached} for model in known()],
         "environment": environment.describe().model_dump(mode="json"),
     }
-
-
-def _load() -> list[float] | None:
-    import os
-
-    return list(os.getloadavg()) if hasattr(os, "getloadavg") else None
 
 
 def _energy(counter: Any) -> dict[str, Any]:

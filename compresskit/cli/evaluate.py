@@ -52,7 +52,7 @@ def evaluate(
 
       compresskit evaluate -m pypi:smollm2-135m --method kv/int8 --text book.txt --json
     """
-    from compresskit import runner
+    from compresskit import artefact as artefacts, runner
     from compresskit.cli.progress import console, source_progress
 
     spec = options.run_spec(
@@ -80,8 +80,8 @@ def evaluate(
         seed=seed,
     )
     with source_progress() as report:
-        plan = runner.plan(spec, report)
-    with console.status("loading") as status, runner.opened(plan) as artefact:
+        plan = artefacts.plan(spec, report)
+    with console.status("loading") as status, artefacts.opened(plan) as artefact:
         quality = runner.judge_quality(
             plan, artefact, lambda phase, detail="": status.update(f"{phase} {detail}")
         )

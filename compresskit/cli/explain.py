@@ -54,9 +54,9 @@ def explain(
 
 
 def _answer(spec: RunSpec) -> dict[str, Any]:
-    from compresskit import catalogue, runner, stack
+    from compresskit import artefact as artefacts, catalogue, stack
 
-    plan = runner.plan(spec)
+    plan = artefacts.plan(spec)
     start = plan.start_traits()
     layers = stack.walk(plan.methods, start, last=plan.engine.requires(), mode=spec.engine.mode)
     conflict = next((layer.conflict for layer in layers if layer.conflict), None)

@@ -12,7 +12,7 @@ from compresskit.cli import options
 from compresskit.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from compresskit.runner import Plan
+    from compresskit.artefact import Plan
 
 
 def generate(
@@ -51,7 +51,7 @@ def generate(
 
       compresskit generate -m pypi:smollm2-135m --method speculative/ngram --prompt-file notes.txt --json
     """
-    from compresskit import runner
+    from compresskit import artefact as artefacts
 
     text = _prompt(prompt, prompt_file)
     spec = options.run_spec(
@@ -72,7 +72,7 @@ def generate(
     from compresskit.cli.progress import source_progress
 
     with source_progress() as report:
-        plan = runner.plan(spec, report)
+        plan = artefacts.plan(spec, report)
     answer = _decode(plan, text, max_new_tokens, chat=chat, ignore_stop=ignore_stop)
     print(json.dumps(answer, ensure_ascii=False) if as_json else answer["text"])
 
@@ -99,14 +99,14 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
 def _decode(
     plan: Plan, text: str, max_new_tokens: int, *, chat: bool, ignore_stop: bool
 ) -> dict[str, Any]:
-    from compresskit import runner
+    from compresskit import artefact as artefacts
     from compresskit.decode import pad
     from compresskit.measure.count import counting
     from compresskit.system import Request
 
     tokens: list[int] = []
     drafted = accepted = chunks = 0
-    with runner.opened(plan) as artefact:
+    with artefacts.opened(plan) as artefact:
         system, counter = counting(artefact.system)
         ids = system.tokenizer.chat(text) if chat else system.tokenizer.encode(text)
         if not ids:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -72,3 +73,13 @@ def _ask(git: str, root: Path, *words: str) -> str | None:
         [git, "-C", str(root), *words], capture_output=True, text=True, check=False
     )
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def load_average() -> tuple[float, float, float] | None:
+    """Runnable threads over 1, 5 and 15 minutes, where the system counts them."""
+    return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
+def now() -> str:
+    """The time as RFC 3339 in UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

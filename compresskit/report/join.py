@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compresskit import record as records, validity
+from compresskit import store, validity
 from compresskit.errors import RecordError, UsageError
 from compresskit.metrics import METRICS
 from compresskit.record import Measured
@@ -64,7 +64,7 @@ def load(paths: Sequence[Path]) -> Joined:
     warnings: list[str] = []
     for path in _files(paths):
         try:
-            one = records.load(path)
+            one = store.load(path)
         except RecordError as error:
             warnings.append(f"left out: {error}")
             continue

@@ -18,14 +18,18 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def same_as_golden(request) -> Callable[[str, str], None]:
+def regolden(request) -> bool:
+    """Whether to rewrite; the option is known only when pytest is started on this folder."""
+    return bool(request.config.getoption("--regolden", default=False))
+
+
+@pytest.fixture
+def same_as_golden(regolden) -> Callable[[str, str], None]:
     """Compare text with a golden file, or rewrite the file."""
-    # The option is known only when pytest is started on this folder.
-    rewrite = request.config.getoption("--regolden", default=False)
 
     def check(name: str, text: str) -> None:
         path = RENDERED / name
-        if rewrite:
+        if regolden:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert text == path.read_text(encoding="utf-8")

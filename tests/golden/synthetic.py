@@ -37,6 +37,7 @@ from compresskit.record import (
     Unavailable,
 )
 from compresskit.spec import MethodSpec, RunSpec
+from compresskit.store import dumps
 from compresskit.units import Unit
 from compresskit.validity import judge
 
@@ -320,4 +321,4 @@ def build() -> dict[str, Record]:
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, built in build().items():
-        (FOLDER / f"synthetic-{name}.json").write_text(built.dump(), encoding="utf-8")
+        (FOLDER / f"synthetic-{name}.json").write_text(dumps(built), encoding="utf-8")

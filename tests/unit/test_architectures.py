@@ -8,13 +8,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compresskit import assets, catalogue, runner
+from compresskit import artefact as artefacts, assets, catalogue
 from compresskit.hf.tiny import random_model
 from compresskit.spec import ModelSpec, RunSpec, SamplingSpec
 from compresskit.system import Request
 from compresskit.traits import Trait
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt_neox", "gpt2", "olmo2", "mixtral", "qwen3_moe")
+ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "gpt_neox",
+    "gpt2",
+    "olmo2",
+    "mixtral",
+    "qwen3_moe",
+)
 STACKS = (
     ("quant/int8",),
     ("quant/int4:group=32",),
@@ -41,7 +51,7 @@ def greedy(folder, *methods: str, new: int = 40) -> tuple[list[int], frozenset[T
         device="cpu",
         stack=tuple(catalogue.parse_method(text) for text in methods),
     )
-    with runner.opened(runner.plan(spec)) as artefact:
+    with artefacts.opened(artefacts.plan(spec)) as artefact:
         system = artefact.system
         ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
         request = Request(tokens=ids, max_new_tokens=new, sampling=SamplingSpec())

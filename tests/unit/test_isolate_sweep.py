@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from compresskit import isolate, record, runner, sweep
+from compresskit import isolate, runner, store, sweep
 from compresskit.errors import RunError, UsageError
 from compresskit.record import Record
 from compresskit.spec import ModelSpec, ProtocolSpec, QualitySpec, RunSpec, WorkloadSpec
@@ -77,7 +77,7 @@ def test_a_run_in_a_child_gives_a_whole_record() -> None:
     assert energy.value is None or energy.value > 0
     assert found.quality is not None
     assert found.quality.likelihood is not None
-    assert json.loads(found.dump())
+    assert json.loads(store.dumps(found))
 
 
 def test_a_killed_child_is_a_failed_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +174,12 @@ def test_a_full_disk_is_one_error_and_finished_records_stay(
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(RunError, match="No space left"):
         sweep.run([fast, other], suite="s", out=tmp_path, resume=True, watcher=watcher)
     files = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "machine.json"]
     assert [p.name for p in files] == [f"{fast.digest()}.json"]
-    monkeypatch.setattr(record.os, "fsync", fsync)
+    monkeypatch.setattr(store.os, "fsync", fsync)
     swept = sweep.run([fast, other], suite="s", out=tmp_path, resume=True, watcher=watcher)
     assert [r.status for r in swept.records] == ["ok", "ok"]
     assert [reused for _, reused in watcher.ended] == [False, True, False]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from compresskit import record as records
+from compresskit import store
 from compresskit.metrics import IS_BASELINE, METRICS, Timed, decode_at
 from compresskit.metrics.core import combine
 from compresskit.metrics.formulae import decode_s, e2e_s, gaps_s, step_s, tpot_s, ttft_s
@@ -28,7 +28,7 @@ JOULES = Measured(value=30.0, unit=Unit.JOULE, source="counter")
 
 
 def golden(name: str) -> Record:
-    return records.load(GOLDEN / f"synthetic-{name}.json")
+    return store.load(GOLDEN / f"synthetic-{name}.json")
 
 
 def reading(metric: str, record: Record):
@@ -112,7 +112,7 @@ def test_every_metric_is_described_and_versioned():
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_a_value_is_a_number_or_a_reason(path):
-    record = records.load(path)
+    record = store.load(path)
     for metric in METRICS.values():
         found = metric.value(record)
         if isinstance(found, Unavailable):

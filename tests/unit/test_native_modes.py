@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from compresskit import catalogue, runner
+from compresskit import artefact as artefacts, catalogue
 from compresskit.decode import pad
 from compresskit.device import resolve
 from compresskit.errors import Conflict
@@ -32,7 +32,7 @@ def opened(mode: str, dtype: str = "auto", *methods: str):
         engine=EngineSpec(mode=mode),
         stack=tuple(catalogue.parse_method(text) for text in methods),
     )
-    return runner.opened(runner.plan(spec))
+    return artefacts.opened(artefacts.plan(spec))
 
 
 def greedy(system, texts=TEXTS, new: int = 12) -> list[list[int]]:
@@ -78,7 +78,9 @@ def test_compiled_equals_eager_padded_or_not() -> None:
 
 def test_compiled_needs_shapes_that_stay() -> None:
     with (
-        pytest.raises(Conflict, match="mode 'compiled' needs 'static_shapes', which kv/int8 does not leave"),
+        pytest.raises(
+            Conflict, match="mode 'compiled' needs 'static_shapes', which kv/int8 does not leave"
+        ),
         opened("compiled", "auto", "kv/int8"),
     ):
         pass

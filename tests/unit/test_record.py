@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from compresskit import record as records
+from compresskit import store
 from compresskit.errors import RecordError, RunError
-from compresskit.record import Estimated, Measured, Reading, Record, Unavailable
+from compresskit.record import SCHEMA, Estimated, Measured, Reading, Record, Unavailable
 from compresskit.units import Unit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "records" / "v1"
@@ -29,28 +29,28 @@ def damage(path: Path, change, *, sign: bool = False) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
     if sign:
-        document["checksum"] = records._checksum(document)
+        document["checksum"] = store.checksum(document)
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def test_a_record_survives_storing_and_loading(stored, tmp_path):
-    record = records.load(stored)
-    path = records.store(record, tmp_path / "deep" / "folder")
+    record = store.load(stored)
+    path = store.save(record, tmp_path / "deep" / "folder")
     assert path.name == f"{record.digest}.json"
-    assert records.load(path) == record
+    assert store.load(path) == record
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_spec_changed_by_hand_is_refused(stored):
     damage(stored, lambda d: d["spec"]["workload"].update(new_tokens=17))
     with pytest.raises(RecordError, match=r"digest .* does not belong .* edited"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_digest_changed_by_hand_is_refused(stored):
     damage(stored, lambda d: d.update(digest="0" * 12))
     with pytest.raises(RecordError, match="edited"):
-        records.load(stored)
+        store.load(stored)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
@@ -60,61 +60,61 @@ def test_numbers_that_are_none_are_refused(stored, constant):
         text.replace('"load_seconds": 1.5', f'"load_seconds": {constant}'), encoding="utf-8"
     )
     with pytest.raises(RecordError, match="is not JSON"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_truncated_file_is_refused(stored):
     text = stored.read_text(encoding="utf-8")
     stored.write_text(text[: len(text) // 2], encoding="utf-8")
     with pytest.raises(RecordError, match="not a readable record"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_bytes_that_are_not_text_are_refused(stored):
     stored.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecordError, match="not a readable record"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_record_from_the_future_is_refused(stored):
-    damage(stored, lambda d: d.update(schema_version=records.SCHEMA + 1))
+    damage(stored, lambda d: d.update(schema_version=SCHEMA + 1))
     with pytest.raises(RecordError, match=r"schema 2; this version reads 1\. Update"):
-        records.load(stored)
+        store.load(stored)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '"record"', '{"digest": "x"}'])
 def test_other_json_is_not_a_record(stored, text):
     stored.write_text(text, encoding="utf-8")
     with pytest.raises(RecordError, match="not a compresskit record"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_missing_field_is_named(stored):
     damage(stored, lambda d: d.pop("status"), sign=True)
     with pytest.raises(RecordError, match="status: Field required"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_key_of_a_newer_minor_version_is_ignored(stored):
-    before = records.load(stored)
+    before = store.load(stored)
     damage(stored, lambda d: d.update(later="something"), sign=True)
-    assert records.load(stored) == before
+    assert store.load(stored) == before
 
 
 def test_an_edited_sample_is_refused(stored):
     damage(stored, lambda d: d["blocks"][0]["passes"]["memory"].update(cache_bytes=1))
     with pytest.raises(RecordError, match="checksum"):
-        records.load(stored)
+        store.load(stored)
 
 
 def test_a_missing_file_is_a_record_error(tmp_path):
     with pytest.raises(RecordError, match="not a readable record"):
-        records.load(tmp_path / "none.json")
+        store.load(tmp_path / "none.json")
 
 
 def test_records_are_immutable(stored):
     with pytest.raises(ValidationError, match="frozen"):
-        records.load(stored).status = "failed"
+        store.load(stored).status = "failed"
 
 
 def test_nan_cannot_even_be_constructed():
@@ -140,9 +140,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(RunError, match="No space left"):
-        records.write_text(path, "new")
+        store.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compresskit import record as records
+from compresskit import store
 from compresskit.errors import RecordError, UsageError
 from compresskit.record import Record, Unavailable
 from compresskit.report import csv, document, join, markdown, reading, table, terminal
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "records" / "v1"
 
 
 def golden(name: str) -> Record:
-    return records.load(GOLDEN / f"synthetic-{name}.json")
+    return store.load(GOLDEN / f"synthetic-{name}.json")
 
 
 def row_of(built: table.Table, label: str, mode: str = "eager") -> table.Row:
@@ -62,7 +62,7 @@ def slower(record: Record, factor: float, *, keep: int | None = None) -> Record:
 
 def test_folders_are_searched_and_machine_files_are_not_records(tmp_path):
     folder = tmp_path / "machine" / "suite"
-    records.store(golden("dense"), folder)
+    store.save(golden("dense"), folder)
     (tmp_path / "machine" / "machine.json").write_text("{}")
     (folder / ".hidden.json").write_text("{}")
     joined = join.load([tmp_path])
@@ -71,7 +71,7 @@ def test_folders_are_searched_and_machine_files_are_not_records(tmp_path):
 
 
 def test_what_cannot_be_read_is_left_out_with_a_warning(tmp_path):
-    records.store(golden("dense"), tmp_path)
+    store.save(golden("dense"), tmp_path)
     (tmp_path / "broken.json").write_text('{"schema_version": 1')
     joined = join.load([tmp_path])
     assert len(joined.rows) == 1
@@ -96,8 +96,8 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
 
 
 def test_the_same_record_is_shown_once(tmp_path):
-    path = records.store(golden("dense"), tmp_path)
-    records.store(golden("dense"), tmp_path / "copy")
+    path = store.save(golden("dense"), tmp_path)
+    store.save(golden("dense"), tmp_path / "copy")
     assert len(join.load([tmp_path, path]).rows) == 1
 
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from compresskit.cli.schema import schema
 from compresskit.cli.table import table
 from compresskit.errors import Exit, UsageError
-from compresskit.record import store
 from compresskit.report import join
+from compresskit.store import save
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "records" / "v1"
 
@@ -42,7 +42,7 @@ def test_a_table_in_every_format(style, start):
 
 
 def test_json_is_one_document_even_with_warnings(tmp_path):
-    store(join.load([GOLDEN]).rows[0].record, tmp_path)
+    save(join.load([GOLDEN]).rows[0].record, tmp_path)
     (tmp_path / "broken.json").write_text("{")
     result = invoke("table", str(tmp_path), "-f", "json")
     assert json.loads(result.stdout)["warnings"]

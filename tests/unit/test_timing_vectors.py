@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compresskit import record as records
+from compresskit import store
 from compresskit.metrics import METRICS, Timed
 from compresskit.metrics.formulae import (
     decode_rate,
@@ -46,7 +46,7 @@ def timed(*arrivals: tuple[float, int], batch: int = 1, prompt: int = 8) -> Time
 
 def with_latency(*ones: Timed, passes: tuple[str, ...] = ("latency",)) -> Record:
     """The synthetic dense record with other repetitions in its latency pass."""
-    record = records.load(GOLDEN / "synthetic-dense.json")
+    record = store.load(GOLDEN / "synthetic-dense.json")
     block = record.blocks[0]
     changed = block.passes.latency.model_copy(
         update={"samples": tuple(one.sample for one in ones), "batch": ones[0].batch}

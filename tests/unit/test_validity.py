@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compresskit import record as records
+from compresskit import store
 from compresskit.record import Arrival, Record, Sample
 from compresskit.validity import RULES, VERSION, judge
 
@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "records" / "v1"
 
 
 def golden(name: str) -> Record:
-    return records.load(GOLDEN / f"synthetic-{name}.json")
+    return store.load(GOLDEN / f"synthetic-{name}.json")
 
 
 def codes(record: Record) -> list[str]:

@@ -1,0 +1,149 @@
+"""From a spec to an artefact: a model loaded, compressed and ready to decode.
+
+plan(spec)     names become things: model folder, device, engine, methods; no weights
+opened(plan)   traits checked, weights loaded, methods applied, decode mode prepared
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from compresskit import catalogue, device as devices, stack, workload
+from compresskit.hf import load
+from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
+from compresskit.measure.memory import PeakMeter
+from compresskit.method import Context
+from compresskit.record import Setup
+from compresskit.traits import INITIAL, Trait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compresskit.device import Device
+    from compresskit.engine import AbstractEngine
+    from compresskit.method import Placed
+    from compresskit.record import Reading
+    from compresskit.spec import ModelSpec, RunSpec
+    from compresskit.system import System
+
+
+class Notify(Protocol):
+    """Told what is going on; the command line turns it into progress."""
+
+    def __call__(self, phase: str, detail: str = "") -> None:
+        """`phase` is one of load, apply, the passes; `detail` is for people."""
+
+
+def silent(phase: str, detail: str = "") -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec with everything that is decided before weights are loaded."""
+
+    spec: RunSpec
+    source: ResolvedModel
+    device: Device
+    engine: AbstractEngine
+    methods: tuple[Placed, ...]
+
+    def start_traits(self) -> frozenset[Trait]:
+        """Traits of the empty stack."""
+        return self.engine.traits(self.source.path, self.device) | INITIAL
+
+    def check(self) -> frozenset[Trait]:
+        """Traits after the stack; raises `Conflict`."""
+        return stack.check(
+            self.methods,
+            self.start_traits(),
+            last=self.engine.requires(),
+            mode=self.spec.engine.mode,
+        )
+
+
+def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
+    """Find the model, the device, the engine and the methods of `spec`; loads no weights.
+
+    Raises:
+        UsageError: something in the spec does not exist or cannot be used.
+    """
+    return Plan(
+        spec=spec,
+        source=find_model(spec.model, progress),
+        device=devices.resolve(spec.device),
+        engine=catalogue.engine(spec.engine),
+        methods=catalogue.place(spec.stack),
+    )
+
+
+def find_model(model: ModelSpec, progress: Progress = no_progress) -> ResolvedModel:
+    """Resolve a model spec to a local folder, downloading and converting where needed."""
+    return resolve(
+        model.name,
+        revision=model.revision,
+        allow_pickle=model.allow_pickle,
+        trust_remote_code=model.trust_remote_code,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A system ready to run, with what it took to get there."""
+
+    system: System
+    setup: Setup
+    peaks: dict[str, Reading]
+    parameters: int
+    traits: frozenset[Trait]
+
+
+@contextmanager
+def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
+    """Load the model, apply the stack, prepare the mode.
+
+    Raises:
+        Conflict: the stack does not fit; raised before any weight is loaded.
+    """
+    traits = plan.check()
+    torch.set_num_threads(plan.spec.protocol.threads)
+    torch.manual_seed(plan.spec.seed)
+    meter = PeakMeter(plan.device)
+    meter.start()
+    notify("load", plan.source.name)
+    began = time.perf_counter()
+    with plan.engine.open(plan.source.path, plan.spec.model, plan.device) as bare:
+        loaded_at = time.perf_counter()
+        peaks = {f"{name}/load": value for name, value in meter.read().items()}
+        parameters = sum(p.numel() for p in bare.model.parameters())
+        meter.start()
+        notify("apply", plan.spec.label())
+        system = plan.engine.finish(stack.build(plan.methods, bare, _context(plan, bare)))
+        gc.collect()
+        peaks.update({f"{name}/apply": value for name, value in meter.read().items()})
+        setup = Setup(load_seconds=loaded_at - began, apply_seconds=time.perf_counter() - loaded_at)
+        yield Opened(system, setup, peaks, parameters, traits)
+
+
+def _context(plan: Plan, bare: System) -> Context:
+    def load_other(model: ModelSpec) -> System:
+        other = find_model(model)
+        # The engine's context manager only frees on exit; a draft lives as long as its target.
+        return plan.engine.open(other.path, model, plan.device).__enter__()
+
+    def calibration(count: int) -> list[int]:
+        return workload.calibration(bare.tokenizer, count)
+
+    return Context(
+        load=load_other,
+        calibration=calibration,
+        seed=plan.spec.seed,
+        dtype=load.dtype_name(bare.model),
+    )
