@@ -64,11 +64,13 @@ def probe(tokenizer: PreTrainedTokenizerFast, index: int, size: int) -> Probe:
     """Build the recall prompt of `index` with about `size` characters of other text."""
     text, (answer,) = domains.probe(Dice(index), size)
     found = tokenizer(text, return_offsets_mapping=True)
-    starts = [start for start, _ in found["offset_mapping"]]
     ids = torch.tensor([found["input_ids"]])
-    # Token 0 is <|bos|>, whose span is empty; hence the search from 1.
-    value, stated = starts.index(answer.start, 1), starts.index(answer.stated, 1)
-    question, mark = (starts.index(text.rindex(part), 1) for part in ("What is", "?"))
+
+    def token_at(character: int) -> int:
+        return next(i for i, (_, stop) in enumerate(found["offset_mapping"]) if stop > character)
+
+    value, stated = token_at(answer.start), token_at(answer.stated)
+    question, mark = token_at(text.rindex("What is")), token_at(text.rindex("?"))
     return Probe(ids, ids.shape[1] - mark - 1, question, value - stated)
 
 

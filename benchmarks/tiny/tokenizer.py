@@ -3,15 +3,19 @@
     5 special tokens + 256 bytes + 251 merges
 
 Every byte is an entry, so any UTF-8 text survives encode and decode. Digits always stand alone:
-"4821" is four tokens wherever it appears, which is what makes a value the same string when stated
-and when recalled. Encoding adds `<|bos|>` unless `add_special_tokens=False`.
+" 4821" is four tokens wherever it appears, which is what makes a value the same string when stated
+and when recalled. As with words, a space before the first digit belongs to it: the value then
+follows its name directly. With a token of its own for that space, models of this size recalled
+words (100 %) but not whose number was asked (35 %, hardly more than guessing).
+
+Encoding adds `<|bos|>` unless `add_special_tokens=False`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -54,7 +58,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?\d"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

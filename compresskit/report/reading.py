@@ -56,20 +56,24 @@ def _speed(row: Row) -> str:
         return ""
     words = _rate(base, f"the dense baseline in {row.mode} mode")
     if best.value is not None and best.value != base.value:
-        words += f", {_rate(best, 'the best dense run')}"
+        words += f", and {_ratio(best)} against the best dense run"
     return words
 
 
 def _rate(cell: Cell, other: str) -> str:
-    ratio = f"{cell.value:.2f}x"
     if cell.low is None or cell.high is None:
-        return f"decode rate {ratio} that of {other} (too few repetitions for an interval)"
-    interval = f"[{cell.low:.2f}, {cell.high:.2f}]"
+        return f"decode rate {_ratio(cell)} that of {other} (too few repetitions for an interval)"
     if cell.low <= 1 <= cell.high:
-        return f"decode rate {ratio} {interval} that of {other} (no difference shown)"
+        return f"decode rate {_ratio(cell)} that of {other} (no difference shown)"
     if cell.low > 1:
-        return f"decodes {ratio} {interval} as fast as {other}"
-    return f"decodes slower than {other}: {ratio} {interval} its rate"
+        return f"decodes {_ratio(cell)} as fast as {other}"
+    return f"decodes slower than {other}: {_ratio(cell)} its rate"
+
+
+def _ratio(cell: Cell) -> str:
+    if cell.low is None or cell.high is None:
+        return f"{cell.value:.2f}x"
+    return f"{cell.value:.2f}x [{cell.low:.2f}, {cell.high:.2f}]"
 
 
 def _shrunk(row: Row, base: Row | None, key: str, what: str) -> str:

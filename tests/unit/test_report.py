@@ -340,7 +340,7 @@ def test_no_mark_without_a_footnote():
 def test_the_reading_says_ratios_with_intervals():
     said = reading.read(built_of(golden("dense"), golden("dense-prepacked"), golden("int8")))
     assert "quant/int8: decodes 2.00x [1.94, 2.06] as fast as the dense baseline" in said
-    assert "1.60x [1.55, 1.65] as fast as the best dense run" in said
+    assert "1.60x [1.55, 1.65] against the best dense run" in said
     assert "weights 1.8x smaller" in said
     assert "another next token in 1.5 % of positions" in said
 
