@@ -211,8 +211,7 @@ class _Notebook:
         """Ask a known name's fact again and answer it after `between`.
 
         The answer names its key again, as the note did, so that the same two tokens stand before
-        both values. Where they differed ("of Mira is 4821", "of Mira? 4821") models of this size
-        learned in 3,000 steps to complete a value from its first digit, but never whose it was.
+        both values: one match fewer to learn than with "of Mira is fox", "of Mira? fox".
         """
         name = name or self.dice.even(list(self.known))
         what, value, stated = self.known[name]
@@ -302,13 +301,13 @@ def drill(dice: Dice, size: int) -> tuple[str, tuple[Answer, ...]]:
     return book.text.rstrip("\n"), tuple(book.answers)
 
 
-def probe(dice: Dice, size: int, facts: int = 4) -> tuple[str, tuple[Answer, ...]]:
-    """Write `facts` codes, `size` characters of other text, then one question with its answer.
+def probe(dice: Dice, size: int, what: str, facts: int = 4) -> tuple[str, tuple[Answer, ...]]:
+    """Write `facts` values of kind `what`, `size` characters of other text, then one question.
 
     The last characters of the text are the answer: what comes before them is the prompt.
     """
     book = _Notebook(dice, facts)
-    book.what = "code"
+    book.what = what
     while book.waiting:
         book.state()
     book.add(_filler(dice, size) + "\n")

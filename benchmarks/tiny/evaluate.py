@@ -3,7 +3,8 @@
     python benchmarks/tiny/evaluate.py            # writes evaluation.json and README.md beside them
 
     likelihood   nats a token and bits a byte, by domain, test split
-    recall       share of four-digit codes that greedy decoding gives back exactly, by distance
+    recall       share of values that greedy decoding gives back exactly, by distance: words (one
+                 of four noted, chance 25 %) and four-digit codes
     window       the same with a cache of 4 first and 64 newest tokens: must collapse
     agreement    how often the draft's first choice is the target's, on given text and on text
                  that the target wrote itself
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 TINY = Path(__file__).resolve().parents[2] / "compresskit" / "assets" / "tiny"
 TEXTS = 40
 """Documents a domain."""
-PROBES = 60
-"""Recall prompts a bucket."""
+PROBES = 40
+"""Recall prompts a bucket and kind."""
+KINDS = {"word": ("pet", "box"), "code": ("code",)}
 BUCKETS = ((10, 50), (50, 100), (100, 200), (200, 300), (300, 400), (400, 500))
 """Tokens between the statement of a value and its answer."""
 SINKS, RECENT = 4, 64
@@ -60,9 +62,9 @@ class Probe(NamedTuple):
     """Tokens from the statement of the value to its answer."""
 
 
-def probe(tokenizer: PreTrainedTokenizerFast, index: int, size: int) -> Probe:
+def probe(tokenizer: PreTrainedTokenizerFast, index: int, size: int, what: str) -> Probe:
     """Build the recall prompt of `index` with about `size` characters of other text."""
-    text, (answer,) = domains.probe(Dice(index), size)
+    text, (answer,) = domains.probe(Dice(index), size, what)
     found = tokenizer(text, return_offsets_mapping=True)
     ids = torch.tensor([found["input_ids"]])
 
@@ -75,14 +77,15 @@ def probe(tokenizer: PreTrainedTokenizerFast, index: int, size: int) -> Probe:
 
 
 def probes(
-    tokenizer: PreTrainedTokenizerFast, bucket: tuple[int, int], count: int = PROBES
+    tokenizer: PreTrainedTokenizerFast, bucket: tuple[int, int], kind: str, count: int = PROBES
 ) -> list[Probe]:
     """Return `count` prompts whose distance lies in the bucket [low, high)."""
     low, high = bucket
     found: list[Probe] = []
     index = TEST[0]
     while len(found) < count:
-        made = probe(tokenizer, index, Dice(index).number(low // 2, round(high * 3)))
+        size = Dice(index).number(low // 2, round(high * 3))
+        made = probe(tokenizer, index, size, KINDS[kind][index % len(KINDS[kind])])
         if low <= made.distance < high:
             found.append(made)
         index += 1
@@ -107,11 +110,11 @@ def recalls(model: PreTrainedModel, prompt: Probe, mask: torch.Tensor | None = N
     return bool((best == prompt.tokens[0, -prompt.length :]).all())
 
 
-def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, kind: str) -> dict[str, Any]:
     """Return exact recall by distance, with the whole context and with two cut ones."""
     table: dict[str, Any] = {}
     for bucket in BUCKETS:
-        prompts = probes(tokenizer, bucket)
+        prompts = probes(tokenizer, bucket, kind)
         cut = [p for p in prompts if p.distance > RECENT]
         table[f"{bucket[0]}-{bucket[1] - 1}"] = {
             "prompts": len(prompts),
@@ -233,7 +236,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
             "weight_file_bytes": len(weights),
             "weight_file_sha256": hashlib.sha256(weights).hexdigest(),
             "likelihood": likelihood(model, tokenizer),
-            "recall": recall(model, tokenizer),
+            "recall": {kind: recall(model, tokenizer, kind) for kind in KINDS},
         }
         print(f"{role} measured", flush=True)
     results["agreement"] = agreement(models["target"], models["draft"], tokenizer)

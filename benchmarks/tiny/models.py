@@ -77,8 +77,8 @@ def build_model(role: Role, seed: int) -> PreTrainedModel:
             )
         )
     # Names play the same part in every text, so early training moves their embeddings together.
-    # Starting far apart (and moving slowly, see train.py) keeps them distinct; without it whose
-    # value is asked was never learned, in no run of up to 3,000 steps.
+    # Starting far apart (and moving slowly, see train.py) keeps them distinct; runs
+    # without it had not learned whose value is asked when they were stopped (2,600 steps).
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
     model.generation_config = GenerationConfig(

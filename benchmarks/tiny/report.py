@@ -1,4 +1,4 @@
-"""Write the README of the shipped models from what was measured, so that it cannot go stale."""
+"""Write the README of the shipped models; its tables come from what was measured."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ if TYPE_CHECKING:
 INTRODUCTION = """# The tiny models
 
 Three models trained from scratch for tests, the quick start and demonstrations, in transformers'
-own formats, float32. They know stories, lists, sums and recall ("Note the code: Mira 4821." ...
-"What is the code of Mira? Mira 4821.") made up by `benchmarks/tiny/`, and nothing else: their figures show
-whether a method works and how it fails, not how a large model would fare.
+own formats, float32. They know stories, lists, sums and recall ("Note the pet: Mira fox." ...
+"What is the pet of Mira? Mira fox.") made up by `benchmarks/tiny/`, and nothing else: their
+figures show whether a method works and how it fails, not how a large model would fare.
+
+Recall of words works; recall of whole four-digit codes does not: the first digit is found, the
+next three are mostly guessed. Use words where a test needs recall.
 
 | model | architecture | use |
 |---|---|---|
@@ -45,14 +48,16 @@ def write_readme(folder: Path, results: dict[str, Any]) -> str:
                 *(f"{c['nats_per_token']:.4f} ({c['bits_per_byte']:.4f})" for c in cells),
             ]
         )
-    for bucket in models["target"]["recall"]:
-        cells = [models[role]["recall"][bucket] for role in roles]
-        rows.append([f"recall at {bucket} tokens", *(f"{c['whole']:.0%}" for c in cells)])
-    parts += [_table(rows), "\nThe target's recall when the cache keeps the first "]
+    for kind, buckets in models["target"]["recall"].items():
+        for bucket in buckets:
+            cells = [models[role]["recall"][kind][bucket] for role in roles]
+            name = f"{kind} recalled at {bucket} tokens"
+            rows.append([name, *(f"{c['whole']:.0%}" for c in cells)])
+    parts += [_table(rows), "\nThe target's recall of words when the cache keeps the first "]
     window = results["cache_window"]
     parts.append(f"{window['sinks']} and the newest {window['recent']} tokens:\n\n")
     rows = [["distance", "whole cache", "cut from the start", "cut before the question"]]
-    for bucket, cell in models["target"]["recall"].items():
+    for bucket, cell in models["target"]["recall"]["word"].items():
         if cell["window"] is not None:
             shares = (cell["whole"], cell["window"], cell["cut_before_question"])
             rows.append([bucket, *(f"{share:.0%}" for share in shares)])

