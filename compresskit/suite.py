@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, JsonValue
 
@@ -97,7 +97,9 @@ def resolve(suite: Suite) -> list[RunSpec]:
     """Return the runs of a suite, baselines first, each once."""
     specs = [spec for variant in suite.variant for spec in _variant(suite, variant)]
     if suite.baselines or not specs:
-        specs = [*(spec.baseline() for spec in specs or [_base(suite, "eager")]), *specs]
+        baselines = [spec.baseline() for spec in specs or [_base(suite, "eager")]]
+        baselines.sort(key=lambda spec: get_args(Mode).index(spec.engine.mode))
+        specs = [*baselines, *specs]
     return unique(specs)
 
 

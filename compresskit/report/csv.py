@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CONTEXT = (
     "model",
     "revision",
+    "baseline",
     "dtype",
     "device",
     "threads",

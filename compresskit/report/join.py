@@ -9,12 +9,13 @@ reason instead of a ratio.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from compresskit import store, validity
 from compresskit.errors import RecordError, UsageError
 from compresskit.metrics import METRICS
 from compresskit.record import Measured
+from compresskit.spec import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -75,7 +76,7 @@ def load(paths: Sequence[Path]) -> Joined:
         if warnings:
             raise RecordError(f"no readable record in {where}. " + " ".join(warnings))
         raise UsageError(f"no record in {where}. Make some with: compresskit run --out {where}")
-    found.sort(key=lambda one: (bool(one.spec.stack), one.label, one.digest, one.started_at))
+    found.sort(key=_order)
     return Joined(of(found).rows, tuple(warnings))
 
 
@@ -91,6 +92,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         else:
             raise UsageError(f"{path}: no such file or folder.")
     return list(files)
+
+
+def _order(one: Record) -> tuple[object, ...]:
+    """Dense runs first, eager before the other modes; then as they were run."""
+    mode = get_args(Mode).index(one.spec.engine.mode)
+    return bool(one.spec.stack), mode if not one.spec.stack else 0, one.started_at, one.digest
 
 
 def of(found: Iterable[Record]) -> Joined:

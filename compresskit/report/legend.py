@@ -21,6 +21,12 @@ def lines(table: Table) -> list[str]:
         legend.append(
             "–: nothing to say for this row (it is the reference, or does not speculate)."
         )
+    if any(group.context["baseline"] == "dequantized gguf" for group in table.groups):
+        legend.append(
+            "dequantized gguf: the baseline is a quantised file unpacked to floats, not the original "
+            "weights; deltas are from that copy, and rounding it a second time costs more than "
+            "rounding the original once (or nothing, on the very grid of the file)."
+        )
     if any(cell.kind == "estimated" for cell in cells):
         legend.append("~: estimated by a model, not measured; never ranked with measured numbers.")
     if any(cell.kind == "invalid" for cell in cells):

@@ -57,7 +57,7 @@ class Group:
         c = self.context
         threads = f"{c['threads']} thread{'' if c['threads'] == 1 else 's'}"
         return (
-            f"{c['model']} ({c['revision']}), {c['dtype']}, {c['device']}, {threads}; "
+            f"{c['model']} ({c['revision']}, {c['baseline']}), {c['dtype']}, {c['device']}, {threads}; "
             f"{c['prompt_tokens']} prompt + {c['new_tokens']} new tokens, batch {c['batch']}"
         )
 
@@ -151,6 +151,7 @@ def _context(record: Record) -> dict[str, str | int]:
     return {
         "model": clean(spec.model.name),
         "revision": _short_revision(model.revision) if model else "unknown revision",
+        "baseline": model.baseline.replace("_", " ") if model else "unknown baseline",
         "dtype": model.dtype if model else "unknown type",
         "device": clean(device.name) if device else "unknown device",
         "threads": spec.protocol.threads,

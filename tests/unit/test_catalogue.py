@@ -89,6 +89,12 @@ def test_a_suite_adds_its_baselines_once(tmp_path: Path) -> None:
     ]
 
 
+def test_eager_baselines_come_first(tmp_path: Path) -> None:
+    path = write(tmp_path, '[[variant]]\nmode = "prepacked"\n[[variant]]\nstack = ["kv/int8"]\n')
+    modes = [spec.engine.mode for spec in suite.resolve(suite.read(path)) if not spec.stack]
+    assert modes == ["eager", "prepacked"]
+
+
 def test_a_sweep_gives_every_combination(tmp_path: Path) -> None:
     text = """
     baselines = false
