@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -119,24 +119,27 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     meter.start()
     notify("load", plan.source.name)
     began = time.perf_counter()
-    with plan.engine.open(plan.source.path, plan.spec.model, plan.device) as bare:
+    # Models that a method loads (a draft, a student) live as long as the target does.
+    with ExitStack() as models:
+        bare = models.enter_context(
+            plan.engine.open(plan.source.path, plan.spec.model, plan.device)
+        )
         loaded_at = time.perf_counter()
         peaks = {f"{name}/load": value for name, value in meter.read().items()}
         parameters = sum(p.numel() for p in bare.model.parameters())
         meter.start()
         notify("apply", plan.spec.label())
-        system = plan.engine.finish(stack.build(plan.methods, bare, _context(plan, bare)))
+        system = plan.engine.finish(stack.build(plan.methods, bare, _context(plan, bare, models)))
         gc.collect()
         peaks.update({f"{name}/apply": value for name, value in meter.read().items()})
         setup = Setup(load_seconds=loaded_at - began, apply_seconds=time.perf_counter() - loaded_at)
         yield Opened(system, setup, peaks, parameters, traits)
 
 
-def _context(plan: Plan, bare: System) -> Context:
+def _context(plan: Plan, bare: System, models: ExitStack) -> Context:
     def load_other(model: ModelSpec) -> System:
-        other = find_model(model)
-        # The engine's context manager only frees on exit; a draft lives as long as its target.
-        return plan.engine.open(other.path, model, plan.device).__enter__()
+        path = find_model(model).path
+        return models.enter_context(plan.engine.open(path, model, plan.device))
 
     def calibration(count: int) -> list[int]:
         return workload.calibration(bare.tokenizer, count)

@@ -6,7 +6,7 @@ warm-up has the measured shapes. Output length is fixed: the stop token is ignor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -142,8 +142,6 @@ class _Watched:
 
 def memory(bench: Bench, *, peaks: dict[str, Reading], parameters: int) -> MemoryPass:
     """Weights, cache and peaks; `peaks` holds those of earlier windows (load, apply)."""
-    from dataclasses import replace
-
     batch = bench.workload.batch_sizes[0]
     meter = PeakMeter(bench.system.device)
     windows = dict(peaks)

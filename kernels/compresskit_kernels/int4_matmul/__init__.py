@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compresskit_kernels.dequantise import on_cuda, reference
 from compresskit_kernels.dispatch import Op, choose
-from compresskit_kernels.int4_matmul import cpu, dequantised, reference
+from compresskit_kernels.int4_matmul import cpu
 from compresskit_kernels.int4_matmul.weight import Int4Weight, pack
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 OP: Op[Int4Weight] = Op(
     "int4_matmul",
-    (cpu.IMPLEMENTATION, dequantised.IMPLEMENTATION, reference.IMPLEMENTATION),
+    (cpu.IMPLEMENTATION, on_cuda("int4_matmul"), reference("int4_matmul")),
 )
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compresskit_kernels.dequantise import on_cuda, reference
 from compresskit_kernels.dispatch import Op, choose
-from compresskit_kernels.int8_matmul import cpu, dequantised, reference
+from compresskit_kernels.int8_matmul import cpu
 from compresskit_kernels.int8_matmul.weight import Int8Weight
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 OP: Op[Int8Weight] = Op(
     "int8_matmul",
-    (cpu.IMPLEMENTATION, dequantised.IMPLEMENTATION, reference.IMPLEMENTATION),
+    (cpu.IMPLEMENTATION, on_cuda("int8_matmul"), reference("int8_matmul")),
 )
 
 

@@ -1,0 +1,78 @@
+"""Dequantise in every call and multiply densely: what any weight-only operation can always do.
+
+Two implementations of one idea, shared by all operations: `reference` computes in float32 and runs
+anywhere (on a CPU without a fast path it *is* the product); `on_cuda` computes in the type of x
+and is what a GPU runs where there is no kernel of ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from torch.nn import functional
+
+from compresskit_kernels.dispatch import Implementation, Prepared, Use, note
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Stored(Protocol):
+    """A quantised weight in its stored, portable form."""
+
+    def dequantise(self) -> torch.Tensor:
+        """The weight in float32, `[N, K]`."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by role."""
+
+
+W = TypeVar("W", bound=Stored)
+
+
+class Dequantised(Prepared):
+    """Keeps the stored form; pays for the dequantisation in every call."""
+
+    __slots__ = ("in_float32", "routine", "weight")
+
+    def __init__(self, weight: Stored, routine: Use, *, in_float32: bool) -> None:
+        """Keep `weight` as it is."""
+        self.weight = weight
+        self.routine = routine
+        self.in_float32 = in_float32
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x `[..., K]`; return the type of x."""
+        note(self.routine)
+        weight = self.weight.dequantise()
+        if self.in_float32:
+            return functional.linear(x.float(), weight).to(x.dtype)
+        return functional.linear(x, weight.to(x.dtype))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The stored tensors."""
+        return self.weight.tensors()
+
+
+def reference(op: str) -> Implementation[W]:
+    """The formula in plain torch, float32 throughout."""
+    routine = Use(op, "reference: dequantise float32")
+    return Implementation(
+        name="reference",
+        detail=routine.routine,
+        needs="a floating-point input",
+        supports=lambda x: x.is_floating_point(),
+        prepare=lambda weight: Dequantised(weight, routine, in_float32=True),
+    )
+
+
+def on_cuda(op: str) -> Implementation[W]:
+    """The path of CUDA devices: dequantise, then a dense product in the type of x."""
+    routine = Use(op, "cuda: torch dequantise + matmul")
+    return Implementation(
+        name="dequantised",
+        detail=routine.routine,
+        needs="a floating-point input on a CUDA device",
+        supports=lambda x: x.is_cuda and x.is_floating_point(),
+        prepare=lambda weight: Dequantised(weight, routine, in_float32=False),
+    )
