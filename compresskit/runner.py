@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +90,13 @@ def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify
     # A simulated saving has no speed to show, so none is measured.
     if "latency" in wanted and not system.simulated:
         notify("latency")
-        done["latency"] = passes.latency(bench)
+        done["latency"] = passes.latency(replace(bench, tick=partial(notify, "latency")))
     if "throughput" in wanted and not system.simulated:
         notify("throughput")
-        done["throughput"] = passes.throughput(bench, batched=Trait.BATCH in artefact.traits)
+        done["throughput"] = passes.throughput(
+            replace(bench, tick=partial(notify, "throughput")),
+            batched=Trait.BATCH in artefact.traits,
+        )
     if "memory" in wanted:
         notify("memory")
         done["memory"] = passes.memory(bench, peaks=artefact.peaks, parameters=artefact.parameters)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from compresskit import catalogue, metrics, stack
+from compresskit import assets, catalogue, metrics, stack
 from compresskit.hf.cache import cache_bytes
+from compresskit.measure.count import counting
 from compresskit.measure.memory import weight_bytes
 from compresskit.method import AbstractMethod, Stage
 from compresskit.spec import MethodSpec, SamplingSpec
@@ -21,9 +22,8 @@ from compresskit.system import Request
 from compresskit.traits import Trait
 
 NAMES = catalogue.method_names()
-PROMPT = (
-    "Mira has the code 4821. Tom has the code 9930. Mira has the code 4821. The code of Mira is"
-)
+# Text of the kind the tiny model was trained on, so that what it does is no noise.
+PROMPT = assets.text_path("heldout").read_text(encoding="utf-8")[:900]
 NEW = 40
 
 
@@ -105,6 +105,10 @@ def test_runs_and_keeps_its_promises(name: str, open_stack, baseline) -> None:
         json.dumps(dict(system.facts), allow_nan=False)
         assert all(isinstance(value, str) for value in system.kernels.values())
         stage = catalogue.get(name).stage
+        if stage is Stage.DECODE:
+            counted, counter = counting(system)
+            greedy(counted)
+            assert counter.calls < NEW, "no draft was ever accepted"
         if not system.simulated:
             if stage is Stage.WEIGHTS:
                 assert sum(weight_bytes(system.model).values()) < baseline["weights"]
