@@ -11,7 +11,7 @@ An error message names the culprit, the rule it broke and the way out. Anything 
     │   ├── InputError        a prompt or a text that cannot be used
     │   ├── RecordError       a stored record that cannot be read
     │   └── MissingExtra      an optional dependency that is not installed
-    ├── Conflict              a stack whose traits clash: becomes a `skipped` record
+    ├── Conflict    exit 2    a stack whose traits clash; in a suite, a `skipped` record
     └── RunError              exit 1   the run itself failed (memory, disk, a kernel that cannot run)
 """
 
@@ -85,6 +85,8 @@ class UnknownName(UsageError, LookupError):
 
 class Conflict(CompressKitError):
     """Methods of a stack, the engine and the device do not fit together."""
+
+    exit_code = Exit.USAGE
 
 
 class RunError(CompressKitError):

@@ -139,6 +139,18 @@ def test_a_conflict_becomes_a_skipped_record_and_the_suite_goes_on(tmp_path: Pat
         (("run", "--device", "cuda"), "CUDA"),
         (("generate", "--prompt", ""), "empty"),
         (("generate",), "--prompt"),
+        (
+            (
+                "generate",
+                "--prompt",
+                "a",
+                "--method",
+                "kv/sink_window",
+                "--method",
+                "speculative/ngram",
+            ),
+            "which kv/sink_window does not leave",
+        ),
         (("generate", "--prompt-file", "none.txt"), "none.txt"),
         (("generate", "--prompt", "a", "--max-new-tokens", "999999"), "context"),
         (("evaluate", "--text", "no-such-file.txt"), "no-such-file.txt"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from compresskit import catalogue
+from compresskit import catalogue, stats
 from compresskit.report import join, markdown, table
 
 ROOT = Path(__file__).parents[2]
@@ -27,15 +28,37 @@ def demo() -> str:
     return markdown.render(table.build(join.load(folders)))
 
 
-@pytest.mark.parametrize(("name", "make"), [("methods", methods), ("demo", demo)])
-def test_readme_shows_what_the_tool_prints(name: str, make, regolden: bool) -> None:
-    text = README.read_text(encoding="utf-8")
+def interleaved() -> str:
+    path = min((ROOT / "results").glob("*/interleaved.json"))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| arm | ms/token (median) | speed against our eager loop |", "|---|--:|--:|"]
+    for name, seconds in sorted(document["seconds_per_token"].items()):
+        ratio = document["speed_against_loop"][name]
+        lines.append(
+            f"| {name} | {1000 * stats.median(seconds):.1f} "
+            f"| {ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] |"
+        )
+    cost = stats.median(document["loop_over_bare_pairs"])
+    return "\n".join(lines) + f"\n\nOur loop over the bare model, median of pairs: {cost:+.1%}.\n"
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "make"),
+    [
+        ("README.md", "methods", methods),
+        ("README.md", "demo", demo),
+        ("benchmarks/README.md", "interleaved", interleaved),
+    ],
+)
+def test_pages_show_what_the_tool_prints(page: str, name: str, make, regolden: bool) -> None:
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
     head, _, rest = text.partition(begin)
     shown, _, tail = rest.partition(end)
     wanted = make()
     if regolden:
-        README.write_text(head + begin + wanted + end + tail, encoding="utf-8")
+        path.write_text(head + begin + wanted + end + tail, encoding="utf-8")
     else:
         assert shown == wanted
 
