@@ -1,8 +1,9 @@
 """Run a list of specs one after the other and keep every record.
 
 Each record is written when its run ends, so an interrupted sweep loses at most the run that was
-under way. With `resume`, a spec whose record is already there (ok or skipped) is not run again;
-failed ones are tried again.
+under way. With `resume`, a spec whose record is already there is not run again, if the record is ok
+or skipped and was made by the same code, packages and system: results that came with a clone, or
+from before an upgrade, are measured anew.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from compresskit import artefact as artefacts, catalogue, device as devices, isolate
 from compresskit.errors import RecordError, SpecError
 from compresskit.hf import load
-from compresskit.measure import machine
+from compresskit.measure import environment, machine
 from compresskit.store import load as load_record, save, write_text
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
-    from compresskit.record import Record
+    from compresskit.record import Environment, Record
     from compresskit.spec import RunSpec
 
 
@@ -80,10 +81,11 @@ def run(
     description = machine.describe(devices.resolve(specs[0].device))
     folder = out / description.id / suite
     write_text(folder.parent / "machine.json", description.model_dump_json(indent=1) + "\n")
+    here = environment.describe()
     records = []
     for index, spec in enumerate(specs):
         watcher.begin(index, len(specs), catalogue.label(spec.stack, spec.engine.mode))
-        kept = _kept(spec, folder) if resume else None
+        kept = _kept(spec, folder, here) if resume else None
         record = kept or isolate.run(spec, watcher.phase)
         if kept is None:
             save(record, folder)
@@ -92,7 +94,7 @@ def run(
     return Swept(folder, tuple(records))
 
 
-def _kept(spec: RunSpec, folder: Path) -> Record | None:
+def _kept(spec: RunSpec, folder: Path, here: Environment) -> Record | None:
     path = folder / f"{spec.digest()}.json"
     if not path.exists():
         return None
@@ -101,4 +103,8 @@ def _kept(spec: RunSpec, folder: Path) -> Record | None:
     except RecordError:
         # A broken record is run again and overwritten; `table` is where it is complained about.
         return None
-    return record if record.status in ("ok", "skipped") else None
+    if record.status not in ("ok", "skipped") or record.environment is None:
+        return None
+    # Variables are set by each child for itself.
+    there = record.environment.model_copy(update={"variables": here.variables})
+    return record if there == here else None

@@ -26,7 +26,7 @@ def demo(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume/--fresh", help="Keep records that are already there, or measure all again."
+            "--resume/--fresh", help="Keep records that this code made here, or measure all again."
         ),
     ] = True,
     as_json: options.AsJson = False,

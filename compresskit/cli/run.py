@@ -53,7 +53,7 @@ def run(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume/--fresh", help="Keep records that are already there, or measure all again."
+            "--resume/--fresh", help="Keep records that this code made here, or measure all again."
         ),
     ] = True,
     allow_pickle: options.AllowPickle = False,

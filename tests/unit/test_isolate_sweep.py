@@ -185,6 +185,29 @@ def test_a_full_disk_is_one_error_and_finished_records_stay(
     assert [reused for _, reused in watcher.ended] == [False, True, False]
 
 
+def test_records_of_other_code_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone brings published records along; they are not this machine's, nor this code's."""
+    made = iter([runner.failed(SPEC, "first"), runner.failed(SPEC, "second")])
+    here = sweep.environment.describe()
+
+    def fake(spec: RunSpec, notify: Any) -> Record:
+        return next(made).model_copy(update={"status": "ok", "environment": here})
+
+    monkeypatch.setattr(sweep.isolate, "run", fake)
+    watcher = Quiet()
+
+    def go() -> bool:
+        sweep.run([SPEC], suite="s", out=tmp_path, resume=True, watcher=watcher)
+        return watcher.ended[-1][1]
+
+    assert [go(), go()] == [False, True]
+    newer = here.model_copy(update={"packages": {**here.packages, "torch": "99"}})
+    monkeypatch.setattr(sweep.environment, "describe", lambda: newer)
+    assert go() is False
+
+
 def test_preflight_refuses_what_every_child_would_refuse() -> None:
     with pytest.raises(UsageError, match="context"):
         sweep.preflight([SPEC.replace(workload={"prompt_tokens": 100_000})], lambda *_: None)
