@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,22 @@ def test_pages_show_what_the_tool_prints(page: str, name: str, make, regolden: b
     begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
     head, _, rest = text.partition(begin)
     shown, _, tail = rest.partition(end)
+    if name != "methods" and not regolden and _own_results():
+        pytest.skip("results/ holds runs of your own; the pages show the committed ones")
     wanted = make()
     if regolden:
         path.write_text(head + begin + wanted + end + tail, encoding="utf-8")
     else:
         assert shown == wanted
+
+
+def _own_results() -> bool:
+    """Whether somebody measured here since the checkout, as README's first command does."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return False
+    words = [git, "-C", str(ROOT), "status", "--porcelain", "--", "results"]
+    return bool(subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def test_readme_opens_with_the_two_commands() -> None:
