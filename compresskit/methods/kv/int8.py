@@ -71,9 +71,9 @@ class Int8Layer(Layer):
 class Int8Cache(AbstractMethod):
     """Store keys and values as int8 codes with one float32 scale per token and head.
 
-    Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339 (section 2: symmetric absmax
+    Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339 (symmetric absmax
     quantisation by row), applied to cache rows; the "per-token" layout of Liu et al. 2024, KIVI,
-    arXiv 2402.02750 (section 3), for both keys and values.
+    arXiv 2402.02750, for both keys and values.
     Differs: no outlier decomposition and no full-precision tail. Attention reads the stored codes
     from the first forward pass on, the new tokens' own included, so the result does not depend on
     how the tokens are cut into passes: a window scored in one pass shows the same error as

@@ -79,7 +79,7 @@ class SinkWindow(AbstractMethod):
     """Keep the first `sink` tokens and the `window` newest ones; drop what lies between.
 
     Paper: Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks,
-    arXiv 2309.17453 (section 3.2).
+    arXiv 2309.17453.
     Differs: kept keys stay rotated by their original positions; the paper numbers the rows inside
     the cache instead, so that positions never exceed its size. Here generation therefore ends at
     the model's context length. A forward pass of several tokens (the prompt) sees all of them and

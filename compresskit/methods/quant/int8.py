@@ -37,7 +37,7 @@ class Int8(AbstractMethod):
     Round to nearest against the row's absolute maximum; activations stay in 16 bits. The packed
     product runs in bfloat16 whatever the model computes in.
 
-    Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339 (section 2, row-wise absmax).
+    Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339 (row-wise absmax).
     Differs: weight-only: no outlier decomposition, activations are not quantised.
     Cost: one float pass over the weights at load, no calibration; with more than 16 rows a CPU
     turns the codes back into floats in every call.

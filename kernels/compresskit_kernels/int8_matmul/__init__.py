@@ -9,7 +9,7 @@ Error against float64: the reference accumulates in float32; the others round x 
 (relative 2^-9 each) and accumulate in float32. A weight quantised to nearest is within
 scales[n] / 2 of the original.
 
-Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, section 2, for row-wise absmax codes;
+Paper: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, for row-wise absmax codes;
 its outlier path and int8 activations are left out here.
 """
 
