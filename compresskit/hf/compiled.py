@@ -13,12 +13,13 @@ anything is timed and records it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compresskit.errors import RunError
+from compresskit.errors import Conflict
 from compresskit.hf.cache import static
 from compresskit.hf.step import eager_step
 
@@ -33,7 +34,7 @@ def compile_decode(system: System) -> System:
     """Return the system with a static cache and a compiled one-token step.
 
     Raises:
-        RunError: torch.compile cannot work here (no C++ compiler).
+        Conflict: torch.compile cannot work here (no C++ compiler).
     """
     config = system.model.config
     return replace(
@@ -52,6 +53,7 @@ def compiled_step(model: Any, kind: str) -> Step:
     """One-token steps go through the compiled forward, all others through the eager one."""
     eager = eager_step(model)
     compiled = _compile(model, kind)
+    known: set[tuple[int, int, bool]] = set()
 
     def step(
         tokens: torch.Tensor,
@@ -70,14 +72,32 @@ def compiled_step(model: Any, kind: str) -> Step:
             )
         if tokens.shape[1] > 1 or seen == 0:
             return eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+        capacity = cache.get_max_length()
+        graph = (tokens.shape[0], capacity, mask is None)
         if mask is not None:
             # Same width at every step, or each would be compiled anew.
-            capacity = cache.get_max_length()
             mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
-        logits: torch.Tensor = compiled(tokens, cache, mask, positions)
+        with nullcontext() if graph in known else _freezing(kind):
+            logits: torch.Tensor = compiled(tokens, cache, mask, positions)
+        known.add(graph)
         return logits
 
     return step
+
+
+def _freezing(kind: str) -> AbstractContextManager[None]:
+    """Freeze weights while a graph is built for the CPU.
+
+    The setting must hold when torch traces the call, not only in the backend: as an option of
+    `torch.compile` it arrives too late to turn the parameters into constants, and weights are then
+    silently not packed (torch 2.13).
+    """
+    if kind != "cpu":
+        return nullcontext()
+    import torch._inductor.config as inductor
+
+    context: AbstractContextManager[None] = inductor.patch(freezing=True)
+    return context
 
 
 def _compile(model: Any, kind: str) -> Any:
@@ -97,10 +117,10 @@ def _compile(model: Any, kind: str) -> Any:
         import torch._inductor.config as inductor
 
         if not _has_compiler(inductor):
-            raise RunError(
+            raise Conflict(
                 "mode 'compiled' needs a C++ compiler on the CPU (g++ or clang++). Use --mode prepacked."
             )
-        return torch.compile(forward, dynamic=False, fullgraph=True, options={"freezing": True})
+        return torch.compile(forward, dynamic=False, fullgraph=True)
     return torch.compile(forward, dynamic=False, fullgraph=True, mode="reduce-overhead")
 
 

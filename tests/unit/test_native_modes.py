@@ -76,6 +76,22 @@ def test_compiled_equals_eager_padded_or_not() -> None:
         assert greedy(artefact.system) == together
 
 
+@BF16
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # inside inductor
+def test_compiled_weights_are_really_packed() -> None:
+    """Freezing that does not engage leaves a compiled step no faster than eager, without a word."""
+    from torch._dynamo.utils import counters
+
+    packed = "mkldnn_linear_weight_pack_matcher_count"
+    before = counters["inductor"][packed]
+    with opened("compiled", "bfloat16") as artefact:
+        greedy(artefact.system, TEXTS[:1], new=3)
+        layers = artefact.system.model.config.num_hidden_layers
+    assert counters["inductor"][packed] - before >= 7 * layers
+
+
 def test_compiled_needs_shapes_that_stay() -> None:
     with (
         pytest.raises(
