@@ -63,6 +63,7 @@ def compiled_step(model: Any, kind: str) -> Step:
         positions: torch.Tensor | None = None,
         keep: int = 1,
     ) -> torch.Tensor:
+        logits: torch.Tensor
         seen = int(cache.get_seq_length())
         if positions is None:
             # A static cache cannot tell its length from its shape; counting here, outside the
@@ -71,18 +72,33 @@ def compiled_step(model: Any, kind: str) -> Step:
                 0
             )
         if tokens.shape[1] > 1 or seen == 0:
-            return eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+            logits = eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+            if kind == "cpu":
+                _unmark(cache)
+            return logits
         capacity = cache.get_max_length()
         graph = (tokens.shape[0], capacity, mask is None)
         if mask is not None:
             # Same width at every step, or each would be compiled anew.
             mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
         with nullcontext() if graph in known else _freezing(kind):
-            logits: torch.Tensor = compiled(tokens, cache, mask, positions)
+            logits = compiled(tokens, cache, mask, positions)
         known.add(graph)
         return logits
 
     return step
+
+
+def _unmark(cache: Any) -> None:
+    """Take back transformers' mark that the tensors of a static cache stay at their address.
+
+    The mark is for CUDA graphs. Where weights are frozen it makes constants of the tensors too: the
+    graph would go on writing into the first request's cache, for every later request.
+    """
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            if isinstance(value, torch.Tensor) and hasattr(value, "_dynamo_static_input_type"):
+                del value._dynamo_static_input_type
 
 
 def _freezing(kind: str) -> AbstractContextManager[None]:
