@@ -264,7 +264,7 @@ def pairs(dice: Dice, size: int) -> tuple[str, tuple[Answer, ...]]:
     """Write names with their values again and again: "Mira fox, Tom owl, Mira fox, ...".
 
     The first lesson of the curriculum: a question every three tokens. Whose value it is shows in
-    one token an answer, too rare a signal in longer text for a small model to find soon.
+    one token an answer, a rare signal in longer text. The lesson's own effect was not isolated.
     """
     names = dice.sample(NAMES, dice.number(2, 8))
     what = dice.even(("box", "pet", "code"))

@@ -77,8 +77,9 @@ def build_model(role: Role, seed: int) -> PreTrainedModel:
             )
         )
     # Names play the same part in every text, so early training moves their embeddings together.
-    # Starting far apart (and moving slowly, see train.py) keeps them distinct; runs
-    # without it had not learned whose value is asked when they were stopped (2,600 steps).
+    # Starting far apart (and moving slowly, see train.py) is meant to keep them distinct. Runs
+    # without it had not learned whose value is asked by 2,600 steps, but several things changed
+    # together between the recipes that were tried: which one mattered was not isolated.
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
     model.generation_config = GenerationConfig(
