@@ -13,7 +13,7 @@ anything is timed and records it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,12 @@ from compresskit.hf.step import eager_step
 
 SLOTS = 128
 """Capacities are multiples of this many tokens."""
+GRAPHS = 64
+"""Most graphs of one process: one for each batch size, capacity and padding that occurs."""
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from compresskit.system import Step, System
 
 
@@ -81,7 +85,7 @@ def compiled_step(model: Any, kind: str) -> Step:
         if mask is not None:
             # Same width at every step, or each would be compiled anew.
             mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
-        with nullcontext() if graph in known else _freezing(kind):
+        with nullcontext() if graph in known else _building(kind):
             logits = compiled(tokens, cache, mask, positions)
         known.add(graph)
         return logits
@@ -101,19 +105,20 @@ def _unmark(cache: Any) -> None:
                 del value._dynamo_static_input_type
 
 
-def _freezing(kind: str) -> AbstractContextManager[None]:
-    """Freeze weights while a graph is built for the CPU.
+@contextmanager
+def _building(kind: str) -> Iterator[None]:
+    """Settings that hold while a graph is built: room for many graphs, and frozen weights.
 
-    The setting must hold when torch traces the call, not only in the backend: as an option of
-    `torch.compile` it arrives too late to turn the parameters into constants, and weights are then
-    silently not packed (torch 2.13).
+    torch allows eight graphs of one function and would then fail; a run with several batch sizes
+    needs more. Freezing is for the CPU, and must hold when torch traces the call, not only in the
+    backend: as an option of `torch.compile` it comes too late to turn the parameters into
+    constants, and weights are then silently not packed (torch 2.13).
     """
-    if kind != "cpu":
-        return nullcontext()
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    context: AbstractContextManager[None] = inductor.patch(freezing=True)
-    return context
+    with dynamo.patch(recompile_limit=GRAPHS), inductor.patch(freezing=kind == "cpu"):
+        yield
 
 
 def _compile(model: Any, kind: str) -> Any:

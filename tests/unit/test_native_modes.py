@@ -95,6 +95,15 @@ def test_compiled_weights_are_packed_and_caches_are_not() -> None:
     assert counters["inductor"][packed] - before >= 7 * layers
 
 
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # inside inductor
+def test_compiled_takes_more_shapes_than_torch_allows_by_default() -> None:
+    with opened("compiled") as artefact:
+        for batch in range(1, 10):
+            assert len(greedy(artefact.system, TEXTS[:1] * batch, new=3)) == batch
+
+
 def test_compiled_needs_shapes_that_stay() -> None:
     with (
         pytest.raises(
