@@ -19,7 +19,7 @@ from compresskit.hf import load
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.measure.memory import PeakMeter
 from compresskit.method import Context
-from compresskit.record import Setup
+from compresskit.record import Phase, Setup
 from compresskit.traits import INITIAL, Trait
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from compresskit.device import Device
     from compresskit.engine import AbstractEngine
     from compresskit.method import Placed
-    from compresskit.record import Reading
     from compresskit.spec import ModelSpec, RunSpec
     from compresskit.system import System
 
@@ -100,7 +99,8 @@ class Opened:
 
     system: System
     setup: Setup
-    peaks: dict[str, Reading]
+    phases: dict[str, Phase]
+    """Memory peaks of loading and compressing."""
     parameters: int
     traits: frozenset[Trait]
 
@@ -125,23 +125,30 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
             plan.engine.open(plan.source.path, plan.spec.model, plan.device)
         )
         loaded_at = time.perf_counter()
-        peaks = {f"{name}/load": value for name, value in meter.read().items()}
+        phases = {"load": Phase(peaks=meter.read())}
         parameters = sum(p.numel() for p in bare.model.parameters())
         meter.start()
         notify("apply", plan.spec.label())
-        system = plan.engine.finish(stack.build(plan.methods, bare, _context(plan, bare, models)))
+        calibrated: list[int] = []
+        context = _context(plan, bare, models, calibrated)
+        system = plan.engine.finish(stack.build(plan.methods, bare, context))
         gc.collect()
-        peaks.update({f"{name}/apply": value for name, value in meter.read().items()})
-        setup = Setup(load_seconds=loaded_at - began, apply_seconds=time.perf_counter() - loaded_at)
-        yield Opened(system, setup, peaks, parameters, traits)
+        phases["compress"] = Phase(peaks=meter.read())
+        setup = Setup(
+            load_seconds=loaded_at - began,
+            apply_seconds=time.perf_counter() - loaded_at,
+            calibration_tokens=sum(calibrated),
+        )
+        yield Opened(system, setup, phases, parameters, traits)
 
 
-def _context(plan: Plan, bare: System, models: ExitStack) -> Context:
+def _context(plan: Plan, bare: System, models: ExitStack, calibrated: list[int]) -> Context:
     def load_other(model: ModelSpec) -> System:
         path = find_model(model).path
         return models.enter_context(plan.engine.open(path, model, plan.device))
 
     def calibration(count: int) -> list[int]:
+        calibrated.append(count)
         return workload.calibration(bare.tokenizer, count)
 
     return Context(

@@ -11,6 +11,7 @@ An error message names the culprit, the rule it broke and the way out. Anything 
     │   ├── InputError        a prompt or a text that cannot be used
     │   ├── RecordError       a stored record that cannot be read
     │   └── MissingExtra      an optional dependency that is not installed
+    ├── Incomparable    exit 3   two results that must not be compared
     ├── Conflict    exit 2    a stack whose traits clash; in a suite, a `skipped` record
     └── RunError              exit 1   the run itself failed (memory, disk, a kernel that cannot run)
 """
@@ -87,6 +88,12 @@ class Conflict(CompressKitError):
     """Methods of a stack, the engine and the device do not fit together."""
 
     exit_code = Exit.USAGE
+
+
+class Incomparable(CompressKitError):
+    """Two results differ in something that forbids a comparison, or are not valid themselves."""
+
+    exit_code = Exit.INVALID
 
 
 class RunError(CompressKitError):

@@ -3,8 +3,10 @@
 Samples and warm-ups are stored as they were taken; every printed number is a function of a record
 in `compresskit.metrics`. A missing number is a reading with a reason, never 0 and never NaN.
 
-Schema history
+Schema history (`compresskit.migrate` brings older records here)
     1   first version
+    2   paired turns with a yardstick; memory by phase and part; energy in several windows, with the
+        counter's tick and a cross-check; telemetry; per-window quality; the machine's limits
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from compresskit.spec import RunSpec
+from compresskit.spec import Prices, RunSpec
 from compresskit.units import Unit
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Stored(BaseModel):
@@ -73,6 +75,11 @@ class Sample(Stored):
     """Forward passes of the target model."""
     drafted: int = 0
     accepted: int = 0
+    waited: float | None = None
+    """Seconds in which this process was ready to run and another one had the CPU (Linux
+    schedstat): what load on the machine took from this very sample. Null where nobody counts."""
+    tokens_sha256: str | None = None
+    """Hash of the token ids that were delivered: equal hashes, equal output."""
 
 
 class LatencyPass(Stored):
@@ -97,6 +104,18 @@ class ThroughputPass(Stored):
     """Why this batch size was not run."""
 
 
+class Phase(Stored):
+    """One window of a run (load, compress, prefill, decode), its peaks reset at its beginning."""
+
+    peaks: dict[str, Reading]
+    """Highest mark by counter: rss; cuda_allocated, cuda_reserved, process_vram on a GPU."""
+    counter: str | None = None
+    """The peak that `parts` explain; null where no attribution was tried."""
+    parts: dict[str, Reading] = Field(default_factory=dict)
+    """What that peak is made of, in bytes: runtime, weights, cache, activations, workspace, slack.
+    Peak minus parts is shown as `unattributed`; it is never forced to zero."""
+
+
 class MemoryPass(Stored):
     """Bytes, read after a forward pass."""
 
@@ -104,32 +123,51 @@ class MemoryPass(Stored):
     tokens_in_cache: int
     """Tokens per row that the model had seen when the cache was weighed."""
     weights_bytes: dict[str, int]
-    """Bytes held by the weights, by storage class (packed, scales, float ...); shared storage once."""
+    """Bytes held by the weights, by storage class (packed, scales, zero_points, dense ...); shared
+    storage once."""
     parameters: int
     """Number of parameters of the model as loaded, before compression."""
-    cache_bytes: int
-    """Bytes of every tensor the cache holds."""
-    peaks: dict[str, Reading]
-    """Peak of each counter in each window, for example `rss/decode`."""
+    cache_bytes: dict[str, int]
+    """Bytes that the cache holds, by what they are (keys_values, codes, scales, residual, index)."""
+    moved_bytes: dict[str, int] | None = None
+    """Bytes that one decode step at this batch and cache length has to read: weights (an embedding
+    only where it is also the head; of a mixture only the active experts), cache."""
+    phases: dict[str, Phase] = Field(default_factory=dict)
 
 
 class EnergyWindow(Stored):
     """Energy of one kind of work over one window, with the counter's raw reads."""
 
     reading: Reading
+    """Gross joules: idle power is not taken off."""
     window_seconds: float | None = None
     tokens: int | None = None
+    """Prompt tokens (prefill) or delivered tokens (generate) in the window, all rows."""
     reads: tuple[tuple[float, float], ...] = ()
     """Time (s) and cumulated energy (J) at the edges."""
     scope: str | None = None
     """What the counter covers: gpu, package, module ..."""
+    devices: tuple[str, ...] = ()
+    """Hashed identifiers of what was summed: deltas are only taken on the same devices."""
+    ticks: int | None = None
+    """How often the counter moved within the window, counted or window over tick."""
+    tick_seconds: float | None = None
+    """Measured time between two changes of the counter; null where too few were seen."""
+    quantisation: float | None = None
+    """Largest relative error that the tick leaves: tick over window; null after edge alignment."""
+    integrated: Reading | None = None
+    """Power integrated over the same window: the cross-check; never the headline beside a counter."""
+    domains: dict[str, Reading] = Field(default_factory=dict)
+    """Counters beside the headline that are never added to it, for example dram."""
 
 
 class EnergyPass(Stored):
-    """Prefill-only and generate loops, each in its own window."""
+    """Prefill-only and generate loops, each in windows of its own, and the loaded machine idle."""
 
-    prefill: EnergyWindow
-    generate: EnergyWindow
+    prefill: tuple[EnergyWindow, ...]
+    generate: tuple[EnergyWindow, ...]
+    idle: EnergyWindow | None = None
+    """Model loaded, nothing running: joules over seconds are the idle watts."""
     batch: int = 1
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -144,13 +182,59 @@ class Passes(Stored):
     energy: EnergyPass | None = None
 
 
+class Turn(Stored):
+    """One go of one side in an interleaved session: the i-th sample of every pass was taken in it."""
+
+    round: int
+    """Rounds hold one turn of every side; equal rounds of one session are pairs."""
+    position: int
+    """Place within the round: the order is shuffled."""
+    started: float
+    """Seconds on the system's monotonic clock, which all processes of one boot share."""
+    yardstick: float | None = None
+    """Seconds of a fixed piece of work, timed right before: how fast the machine itself was."""
+
+
+class GpuState(Stored):
+    """What NVML said about one GPU at one moment; null where it did not answer."""
+
+    device: str
+    """Hashed UUID."""
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    throttle: tuple[str, ...] = ()
+    """Active reasons: power_cap, hw_slowdown, sw_thermal, hw_thermal, power_brake."""
+    throttled_seconds: dict[str, float] = Field(default_factory=dict)
+    """Cumulated violation time by policy (power, thermal): only differences mean something."""
+    foreign_processes: int | None = None
+    """Compute processes on the GPU that are not of this session."""
+
+
+class Telemetry(Stored):
+    """State of the machine at one moment of a session."""
+
+    seconds: float
+    """Since the session began."""
+    load_average: float | None = None
+    """Over one minute."""
+    cpu_mhz: float | None = None
+    gpus: tuple[GpuState, ...] = ()
+
+
 class Block(Stored):
     """One go through the passes. A repeat appends a block; blocks of one `pair` were interleaved."""
 
     pair: str | None = None
+    """Identifier of the interleaved session; null for a run on its own."""
+    turns: tuple[Turn, ...] = ()
+    """The i-th turn took the i-th sample of every speed pass."""
     started_at: str
     passes: Passes
     load_average: tuple[float, float, float] | None = None
+    telemetry: tuple[Telemetry, ...] = ()
 
 
 class TextFacts(Stored):
@@ -176,6 +260,10 @@ class Likelihood(Stored):
     """Standard error over windows; null with fewer than two."""
     perplexity: float
     bits_per_byte: float
+    window_nll: tuple[float, ...] = ()
+    """Mean nats per scored token of each window, in order: what paired comparisons resample."""
+    window_tokens: tuple[int, ...] = ()
+    """Scored tokens of each window: the weights of `window_nll`."""
 
 
 class Distribution(Stored):
@@ -201,6 +289,12 @@ class Fidelity(Stored):
     delta_nll_stderr: float | None
     """Paired, over windows."""
     baseline_nll: float
+    window_kl: tuple[float, ...] = ()
+    """Mean KL of each window, in order."""
+    window_top1: tuple[int, ...] = ()
+    """Positions of each window whose most likely token agreed."""
+    window_tokens: tuple[int, ...] = ()
+    """Scored positions of each window."""
 
 
 class GreedyComparison(Stored):
@@ -214,6 +308,8 @@ class GreedyComparison(Stored):
     """Index of the first different token per prompt; null when identical."""
     length_ratio: float
     """Total tokens of the artefact over the baseline's."""
+    outputs_sha256: tuple[str, ...] = ()
+    """Hash of the artefact's token ids per prompt."""
 
 
 class Quality(Stored):
@@ -234,6 +330,9 @@ class Setup(Stored):
     compile_seconds: float | None = None
     """Duration of the first decode step in compiled mode."""
     energy: Reading = Unavailable(reason="not measured")
+    """Joules of loading and compressing."""
+    calibration_tokens: int | None = None
+    """Tokens that the methods asked for to calibrate; null in records older than schema 2."""
 
 
 class Git(Stored):
@@ -281,6 +380,20 @@ class DeviceFacts(Stored):
     threads: int | None = None
 
 
+class Limits(Stored):
+    """What this machine can do at best, measured once by `compresskit doctor --measure`."""
+
+    copy_bytes_per_second: Reading
+    """Bytes read plus bytes written per second of a large copy, on the threads of the run."""
+    matmul_flops_per_second: Reading
+    """Floating-point operations per second of a large matrix product in the run's dtype."""
+    dispatch_seconds: Reading
+    """Time to launch one operation on one element: what a step pays per kernel whatever its size."""
+    threads: int | None = None
+    dtype: str | None = None
+    measured_at: str | None = None
+
+
 class Validity(Stored):
     """Verdict on the record itself, from stored evidence."""
 
@@ -313,6 +426,10 @@ class Record(Stored):
     simulated: tuple[str, ...] = ()
     facts: dict[str, JsonValue] = Field(default_factory=dict)
     setup: Setup | None = None
+    limits: Limits | None = None
+    """The machine's limits as its file told them when the run was made."""
+    prices: Prices | None = None
+    """What the suite said about money and carbon; money is computed when it is printed."""
     blocks: tuple[Block, ...] = ()
     quality: Quality | None = None
     validity: Validity | None = None

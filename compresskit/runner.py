@@ -1,8 +1,9 @@
 """Run one spec and return one record.
 
-    spec ──► model files ──► traits ──► engine.open ──► stack.build ──► passes ──► record
-                               │
-                        conflict: skipped
+    spec ──► model files ──► traits ──► engine.open ──► stack.build ──► turns ──► passes ──► record
+                               │                                        │
+                        conflict: skipped          one sample of every speed pass at a time, so that
+                                                   artefacts in several processes can alternate
 
 `run` holds the only broad `except` of the project: whatever a run dies of becomes a `failed`
 record, so a suite goes on. A wrong request (`UsageError`) is not the run's failure and is raised.
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from compresskit_kernels import dispatch
@@ -25,9 +26,12 @@ from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
-from compresskit.measure import environment, passes
+from compresskit.measure import environment, passes, telemetry
+from compresskit.measure.energy_pass import Energy
+from compresskit.measure.memory_pass import memory_pass
+from compresskit.measure.yardstick import Yardstick
 from compresskit.quality.evaluate import evaluate
-from compresskit.record import Block, DeviceFacts, ModelFacts, Passes, Quality, Record
+from compresskit.record import Block, DeviceFacts, ModelFacts, Passes, Quality, Record, Turn
 from compresskit.traits import Trait
 
 if TYPE_CHECKING:
@@ -35,8 +39,29 @@ if TYPE_CHECKING:
     from compresskit.spec import RunSpec
 
 
-def run(spec: RunSpec, notify: Notify = silent) -> Record:
+class Go(NamedTuple):
+    """Permission to take one turn: which round it is, and the place within the round."""
+
+    round: int
+    position: int = 0
+
+
+Turns = Callable[[int], Iterable[Go]]
+"""Given how many samples the protocol wants, when to take them. Asking for the next turn says that
+the last one is over; it may block until it is this artefact's turn."""
+
+
+def alone(samples: int) -> Iterable[Go]:
+    """Turns of a run that shares the machine with no other artefact: one after the other."""
+    return map(Go, range(samples))
+
+
+def run(
+    spec: RunSpec, notify: Notify = silent, *, turns: Turns = alone, pair: str | None = None
+) -> Record:
     """Run `spec` and return its record: ok, skipped or failed.
+
+    `turns` decides when samples are taken; `pair` names the interleaved session they belong to.
 
     Raises:
         UsageError: the spec cannot be run by anybody (unknown model, text too short, ...).
@@ -55,7 +80,7 @@ def run(spec: RunSpec, notify: Notify = silent) -> Record:
             **ready.device.model_dump(exclude={"traits"}), threads=spec.protocol.threads
         )
         with opened(ready, notify) as artefact:
-            record = _measured(ready, artefact, base, notify)
+            record = _measured(ready, artefact, base, notify, turns, pair)
     except UsageError:
         raise
     except Conflict as error:
@@ -65,7 +90,14 @@ def run(spec: RunSpec, notify: Notify = silent) -> Record:
     return finish(record)
 
 
-def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify) -> Record:
+def _measured(
+    plan: Plan,
+    artefact: Opened,
+    base: dict[str, Any],
+    notify: Notify,
+    turns: Turns,
+    pair: str | None,
+) -> Record:
     spec, system = plan.spec, artefact.system
     wanted = set(spec.protocol.passes)
     most = max(spec.workload.batch_sizes)
@@ -82,30 +114,51 @@ def _measured(plan: Plan, artefact: Opened, base: dict[str, Any], notify: Notify
         protocol=spec.protocol,
         sampling=spec.sampling,
         seed=spec.seed,
+        tick=partial(notify, "speed"),
     )
     compiled = _warm_compile(bench) if spec.engine.mode == "compiled" else None
-    done: dict[str, Any] = {}
     before = environment.now()
     dispatch.reset()
     # A simulated saving has no speed to show, so none is measured.
-    if "latency" in wanted and not system.simulated:
-        notify("latency")
-        done["latency"] = passes.latency(replace(bench, tick=partial(notify, "latency")))
-    if "throughput" in wanted and not system.simulated:
-        notify("throughput")
-        done["throughput"] = passes.throughput(
-            replace(bench, tick=partial(notify, "throughput")),
-            batched=Trait.BATCH in artefact.traits,
-        )
+    real = not system.simulated
+    speed = passes.Speed(
+        bench,
+        latency="latency" in wanted and real,
+        throughput="throughput" in wanted and real,
+        batched=Trait.BATCH in artefact.traits,
+    )
+    energy = Energy(bench) if "energy" in wanted and real else None
+    yardstick = Yardstick(plan.device)
+    watch = telemetry.Watch(plan.device)
+    notify("speed", "warming up")
+    speed.warm()
+    taken: list[Turn] = []
+    for index, go in enumerate(turns(spec.protocol.repeats)):
+        watch.look()
+        at, pace = time.perf_counter(), yardstick.read()
+        taken.append(Turn(round=go.round, position=go.position, started=at, yardstick=pace))
+        speed.turn(index)
+        if energy is not None:
+            notify("energy", f"window {index + 1}")
+            energy.turn(index)
+    watch.look()
+    load_average = environment.load_average()
+    done = speed.result()
+    if energy is not None:
+        done["energy"] = energy.result()
     if "memory" in wanted:
         notify("memory")
-        done["memory"] = passes.memory(bench, peaks=artefact.peaks, parameters=artefact.parameters)
-    if "energy" in wanted and not system.simulated:
-        notify("energy")
-        done["energy"] = passes.energy_pass(bench)
+        done["memory"] = memory_pass(bench, phases=artefact.phases, parameters=artefact.parameters)
     # What the quality pass multiplies with (whole windows at once) says nothing about decoding.
     ran = {op: "; ".join(routines) for op, routines in dispatch.used().items()}
-    block = Block(started_at=before, passes=Passes(**done), load_average=environment.load_average())
+    block = Block(
+        pair=pair,
+        turns=tuple(taken),
+        started_at=before,
+        passes=Passes(**done),
+        load_average=load_average,
+        telemetry=watch.seen(),
+    )
     quality = judge_quality(plan, artefact, notify) if "quality" in wanted else None
     return Record(
         **base,

@@ -153,11 +153,17 @@ class ProtocolSpec(Frozen):
     passes: Annotated[tuple[PassName, ...], Field(min_length=1)] = ALL_PASSES
     warmups: Annotated[int, Field(ge=0)] = 1
     """Repetitions with the measured shapes that are stored but not counted."""
-    repeats: Annotated[int, Field(ge=1)] = 5
+    repeats: Annotated[int, Field(ge=1)] = 8
+    """Samples a side. With the significance asked for (p < 0.002) fewer than seven can never tell
+    two sides apart."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch; more than one is noisy on shared machines."""
     energy_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Shortest energy window, where a counter exists."""
+    """Shortest energy window, where a counter exists; 30 for published rows."""
+    energy_windows: Annotated[int, Field(ge=1)] = 8
+    """Windows of each kind (prefill, generate), one a turn."""
+    estimate_energy: bool = False
+    """Where no counter exists, estimate CPU energy by a documented model; always marked."""
 
 
 class QualitySpec(Frozen):
@@ -181,6 +187,22 @@ class QualitySpec(Frozen):
     greedy_prompts: Annotated[int, Field(ge=0)] = 4
     """Prompts whose greedy continuations are compared with the baseline's."""
     greedy_tokens: Annotated[int, Field(ge=1)] = 48
+
+
+class Prices(Frozen):
+    """What money and carbon cost here. There are no defaults: the user knows, we do not."""
+
+    currency: str = "USD"
+    per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Rent of the whole machine as used, per hour. Never added to electricity."""
+    per_kwh: Annotated[float, Field(gt=0)] | None = None
+    """Electricity, per kilowatt-hour."""
+    pue: Annotated[float, Field(ge=1)] | None = None
+    """Power usage effectiveness: energy of the building over energy of the machine."""
+    grams_co2_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    """Carbon intensity of the grid."""
+    source: str = ""
+    """Where the figures come from, and of which day."""
 
 
 class RunSpec(Frozen):

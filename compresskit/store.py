@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compresskit.errors import RecordError, RunError
+from compresskit.migrate import upgrade
 from compresskit.record import SCHEMA, Record
 from compresskit.spec import spec_digest
 
@@ -46,9 +47,10 @@ def load(path: Path) -> Record:
         ) from None
     if not isinstance(document, dict) or "schema_version" not in document:
         raise RecordError(f"{path}: not a compresskit record (no schema_version).")
-    if document["schema_version"] != SCHEMA:
+    version = document["schema_version"]
+    if type(version) is not int or not 1 <= version <= SCHEMA:
         raise RecordError(
-            f"{path}: schema {document['schema_version']!r}; this version reads {SCHEMA}. Update compresskit."
+            f"{path}: schema {version!r}; this version reads 1 to {SCHEMA}. Update compresskit."
         )
     stored, named = document.get("spec"), document.get("digest")
     if isinstance(stored, dict) and spec_digest(stored) != named:
@@ -61,7 +63,7 @@ def load(path: Path) -> Record:
             f"{path}: the checksum does not match: the file was edited. Delete it and run again."
         )
     try:
-        record = Record.model_validate_json(json.dumps(document))
+        record = Record.model_validate_json(json.dumps(upgrade(document)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -8,10 +8,12 @@ collector is off inside the window and back to its old state after it.
 from __future__ import annotations
 
 import gc
+import hashlib
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from compresskit.measure import contention
 from compresskit.record import Arrival, Sample
 
 if TYPE_CHECKING:
@@ -43,18 +45,20 @@ def trace(
 
     Tokens are counted per row: the longest row of a chunk.
     """
-    arrivals: list[Arrival] = []
-    drafted = accepted = 0
-    with quiet():
+    times: list[float] = []
+    chunks: list[Chunk] = []
+    with quiet(), contention.watch() as waiting:
         synchronize()
         began = clock()
         for chunk in start():
             synchronize()
-            now = clock()
-            arrivals.append(Arrival(now - began, int(chunk.lengths.max())))
-            drafted += chunk.drafted
-            accepted += chunk.accepted
-    return Sample(arrivals=tuple(arrivals), forwards=0, drafted=drafted, accepted=accepted)
+            times.append(clock() - began)
+            chunks.append(chunk)
+    arrivals = tuple(
+        Arrival(seconds, int(chunk.lengths.max()))
+        for seconds, chunk in zip(times, chunks, strict=True)
+    )
+    return _sample(arrivals, chunks, waiting.seconds)
 
 
 def span(
@@ -67,7 +71,7 @@ def span(
 
     The two arrivals hold the tokens per row of the first chunk and of all later ones.
     """
-    with quiet():
+    with quiet(), contention.watch() as waiting:
         synchronize()
         began = clock()
         chunks = start()
@@ -80,10 +84,27 @@ def span(
     # Lengths are read after the window: on a GPU reading them would wait for the device.
     head = Arrival(first_at, int(first.lengths.max()))
     rest = sum(int(chunk.lengths.max()) for chunk in later)
-    both = (first, *later)
+    arrivals = (head, Arrival(last_at, rest)) if later else (head,)
+    return _sample(arrivals, [first, *later], waiting.seconds)
+
+
+def _sample(arrivals: tuple[Arrival, ...], chunks: list[Chunk], waited: float | None) -> Sample:
     return Sample(
-        arrivals=(head, Arrival(last_at, rest)) if later else (head,),
+        arrivals=arrivals,
         forwards=0,
-        drafted=sum(chunk.drafted for chunk in both),
-        accepted=sum(chunk.accepted for chunk in both),
+        drafted=sum(chunk.drafted for chunk in chunks),
+        accepted=sum(chunk.accepted for chunk in chunks),
+        waited=waited,
+        tokens_sha256=_digest(chunks),
     )
+
+
+def _digest(chunks: list[Chunk]) -> str:
+    """First 16 hex digits of the hash of what each row was given, however it was cut into chunks."""
+    rows: list[list[int]] = [[] for _ in chunks[0].lengths] if chunks else []
+    for chunk in chunks:
+        for row, ids, length in zip(
+            rows, chunk.tokens.tolist(), chunk.lengths.tolist(), strict=True
+        ):
+            row.extend(ids[:length])
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]

@@ -1,31 +1,32 @@
-"""The speed, memory and energy passes: each looks at one thing.
+"""The speed passes, and the workload that all passes share.
 
 Every repetition has its own prompt, so no cache of any kind can answer for the model, and the
 warm-up has the measured shapes. Output length is fixed: the stop token is ignored.
+
+The speed passes are taken in turns, so that several artefacts can be measured in alternation:
+`Speed.warm` once, then `Speed.turn` for the i-th sample of every pass, then `Speed.result`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from compresskit.decode import pad
 from compresskit.device import synchronizer
-from compresskit.hf.cache import cache_bytes
-from compresskit.measure import clock, counters, energy
+from compresskit.measure import clock
 from compresskit.measure.count import counting
-from compresskit.measure.memory import PeakMeter, weight_bytes
-from compresskit.record import EnergyPass, LatencyPass, MemoryPass, Reading, Sample, ThroughputPass
+from compresskit.record import LatencyPass, Sample, ThroughputPass
 from compresskit.system import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from compresskit.spec import ProtocolSpec, SamplingSpec, WorkloadSpec
-    from compresskit.system import Chunk, NewCache, System
+    from compresskit.system import System
 
 
 @dataclass(frozen=True)
@@ -64,60 +65,91 @@ class Bench:
         sample = measure(lambda: system.generate(request), synchronize=synchronizer(system.device))
         return sample.model_copy(update={"forwards": counter.calls})
 
-    def series(
-        self, probe: Literal["trace", "span"], batch: int
-    ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-        """Warm-ups and samples of one batch size."""
-        taken: list[Sample] = []
-        for index in range(self.protocol.warmups + self.protocol.repeats):
-            self.tick(f"batch {batch}, repetition {index + 1}")
-            taken.append(self.timed(probe, index, batch))
-        return tuple(taken[: self.protocol.warmups]), tuple(taken[self.protocol.warmups :])
 
+@dataclass
+class _Series:
+    """Warm-ups and samples of one probe at one batch size."""
 
-def latency(bench: Bench) -> LatencyPass:
-    """First batch size, a synchronisation at each chunk: TTFT, TPOT, ITL."""
-    batch = bench.workload.batch_sizes[0]
-    warmups, samples = bench.series("trace", batch)
-    return LatencyPass(
-        batch=batch,
-        prompt_tokens=bench.workload.prompt_tokens,
-        new_tokens=bench.workload.new_tokens,
-        warmups=warmups,
-        samples=samples,
-    )
+    probe: Literal["trace", "span"]
+    batch: int
+    warmups: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    reason: str | None = None
+    """Why this batch size is not run (any more)."""
 
-
-def throughput(bench: Bench, *, batched: bool) -> tuple[ThroughputPass, ...]:
-    """Every batch size, synchronised after the first chunk and at the end.
-
-    With `batched` False (the stack decodes one sequence at a time), larger sizes hold the reason.
-    A size that does not fit into memory is recorded as such and larger ones are not tried.
-    """
-    passes: list[ThroughputPass] = []
-    too_large: str | None = None
-    for batch in sorted(bench.workload.batch_sizes):
-        shape = {
-            "batch": batch,
-            "prompt_tokens": bench.workload.prompt_tokens,
-            "new_tokens": bench.workload.new_tokens,
+    def shape(self, workload: WorkloadSpec) -> dict[str, Any]:
+        return {
+            "batch": self.batch,
+            "prompt_tokens": workload.prompt_tokens,
+            "new_tokens": workload.new_tokens,
+            "warmups": tuple(self.warmups),
+            "samples": tuple(self.samples),
         }
-        reason = too_large
-        if batch > 1 and not batched:
-            reason = "the stack decodes one sequence at a time"
-        if reason is not None:
-            passes.append(ThroughputPass(**shape, reason=reason))
-            continue
-        try:
-            warmups, samples = bench.series("span", batch)
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            too_large = f"batch {batch} does not fit into memory"
-            passes.append(ThroughputPass(**shape, reason=too_large))
-            continue
-        passes.append(ThroughputPass(**shape, warmups=warmups, samples=samples))
-    return tuple(passes)
+
+
+class Speed:
+    """The latency and throughput passes of one artefact, one turn at a time.
+
+    latency      first batch size, a synchronisation at each chunk: TTFT, TPOT, ITL
+    throughput   every batch size, synchronised after the first chunk and at the end
+    """
+
+    def __init__(self, bench: Bench, *, latency: bool, throughput: bool, batched: bool) -> None:
+        """Plan the passes; without `batched` (one sequence at a time) larger sizes hold the reason."""
+        self.bench = bench
+        sizes = sorted(bench.workload.batch_sizes)
+        first = bench.workload.batch_sizes[0]
+        self._latency = _Series("trace", first) if latency else None
+        self._throughput = [_Series("span", size) for size in sizes] if throughput else None
+        for series in self._throughput or ():
+            if series.batch > 1 and not batched:
+                series.reason = "the stack decodes one sequence at a time"
+
+    def warm(self) -> None:
+        """Take the warm-ups of every pass."""
+        for index in range(self.bench.protocol.warmups):
+            self._go(index, "warmups")
+
+    def turn(self, index: int) -> None:
+        """Take the `index`-th sample of every pass."""
+        self._go(self.bench.protocol.warmups + index, "samples")
+
+    def _go(self, index: int, kept: Literal["warmups", "samples"]) -> None:
+        if self._latency is not None:
+            getattr(self._latency, kept).append(self._timed(self._latency, index))
+        for series in self._throughput or ():
+            if series.reason is not None:
+                continue
+            try:
+                getattr(series, kept).append(self._timed(series, index))
+            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._give_up(series.batch)
+
+    def _timed(self, series: _Series, index: int) -> Sample:
+        self.bench.tick(f"batch {series.batch}, repetition {index + 1}")
+        return self.bench.timed(series.probe, index, series.batch)
+
+    def _give_up(self, batch: int) -> None:
+        """A size that does not fit is recorded as such, and larger ones are not tried."""
+        for series in self._throughput or ():
+            if series.batch >= batch and series.reason is None:
+                series.reason = f"batch {batch} does not fit into memory"
+                series.samples.clear()
+
+    def result(self) -> dict[str, Any]:
+        """The passes as a record stores them, by name."""
+        done: dict[str, Any] = {}
+        workload = self.bench.workload
+        if self._latency is not None:
+            done["latency"] = LatencyPass(**self._latency.shape(workload))
+        if self._throughput is not None:
+            done["throughput"] = tuple(
+                ThroughputPass(**series.shape(workload), reason=series.reason)
+                for series in self._throughput
+            )
+        return done
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -125,71 +157,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(
         error, torch.cuda.OutOfMemoryError | MemoryError
     ) or "can't allocate memory" in str(error)
-
-
-@dataclass
-class _Watched:
-    """Keeps hold of the cache that the loop makes, so that it can be weighed at the end."""
-
-    inner: NewCache
-    caches: list[Any] = field(default_factory=list)
-
-    def __call__(self, capacity: int) -> Any:
-        cache = self.inner(capacity)
-        self.caches.append(cache)
-        return cache
-
-
-def memory(bench: Bench, *, peaks: dict[str, Reading], parameters: int) -> MemoryPass:
-    """Weights, cache and peaks; `peaks` holds those of earlier windows (load, apply)."""
-    batch = bench.workload.batch_sizes[0]
-    meter = PeakMeter(bench.system.device)
-    windows = dict(peaks)
-    watched = _Watched(bench.system.new_cache)
-    system = replace(bench.system, new_cache=watched)
-    meter.start()
-    chunks: Iterator[Chunk] = system.generate(bench.request(0, batch))
-    seen = bench.workload.prompt_tokens + int(next(chunks).lengths.max())
-    windows.update({f"{name}/prefill": value for name, value in meter.read().items()})
-    meter.start()
-    for chunk in chunks:
-        seen += int(chunk.lengths.max())
-    windows.update({f"{name}/decode": value for name, value in meter.read().items()})
-    return MemoryPass(
-        batch=batch,
-        # The last token has been emitted but never fed back.
-        tokens_in_cache=seen - 1,
-        weights_bytes=weight_bytes(system.model),
-        parameters=parameters,
-        cache_bytes=sum(cache_bytes(cache) for cache in watched.caches),
-        peaks=windows,
-    )
-
-
-def energy_pass(bench: Bench) -> EnergyPass:
-    """Prefill-only loop and generate loop, each in a window of its own."""
-    counter = counters.find(bench.system.device)
-    batch = bench.workload.batch_sizes[0]
-    index = 0
-
-    def run(new_tokens: int) -> int:
-        nonlocal index
-        index += 1
-        request = bench.request(index, batch, new_tokens)
-        return sum(int(chunk.lengths.sum()) for chunk in bench.system.generate(request))
-
-    def prefill() -> int:
-        return run(1) * bench.workload.prompt_tokens
-
-    def generate() -> int:
-        return run(bench.workload.new_tokens)
-
-    wait = synchronizer(bench.system.device)
-    seconds = bench.protocol.energy_seconds
-    return EnergyPass(
-        prefill=energy.meter(prefill, counter, seconds=seconds, synchronize=wait),
-        generate=energy.meter(generate, counter, seconds=seconds, synchronize=wait),
-        batch=batch,
-        prompt_tokens=bench.workload.prompt_tokens,
-        new_tokens=bench.workload.new_tokens,
-    )

@@ -41,7 +41,7 @@ def _weights(one: MemoryPass) -> float | None:
 
 def _cache_per_token(one: MemoryPass) -> float | None:
     slots = one.batch * one.tokens_in_cache
-    return one.cache_bytes / slots if slots else None
+    return sum(one.cache_bytes.values()) / slots if slots else None
 
 
 def _bits_per_parameter(one: MemoryPass) -> float | None:
@@ -49,7 +49,7 @@ def _bits_per_parameter(one: MemoryPass) -> float | None:
     return None if held is None or not one.parameters else 8 * held / one.parameters
 
 
-_SETUP_WINDOWS = frozenset({"load", "apply", "compress", "compile"})
+_SETUP_PHASES = frozenset({"load", "compress"})
 
 
 def _peak(record: Record) -> Reading:
@@ -60,17 +60,16 @@ def _peak(record: Record) -> Reading:
     counter = "rss" if record.device is None or record.device.kind == "cpu" else "cuda_allocated"
     readings: list[Reading] = []
     for one in _memory(record):
-        for key, reading in one.peaks.items():
-            name, _, window = key.partition("/")
-            if name == counter and window not in _SETUP_WINDOWS:
-                readings.append(reading)
+        for name, phase in one.phases.items():
+            if name not in _SETUP_PHASES and counter in phase.peaks:
+                readings.append(phase.peaks[counter])
     return combine(readings, max, unit=Unit.BYTE, absent=missing_from(record, "memory"))
 
 
 def _joules_per_token(record: Record, pick: Literal["prefill", "generate"]) -> Reading:
     """Joules over tokens of all windows of one kind; the tokens are those of the whole batch."""
     passes = [b.passes.energy for b in record.blocks if b.passes.energy is not None]
-    windows: list[EnergyWindow] = [getattr(one, pick) for one in passes]
+    windows: list[EnergyWindow] = [window for one in passes for window in getattr(one, pick)]
     total = combine(
         (window.reading for window in windows),
         sum,

@@ -1,4 +1,4 @@
-"""The statistics that records and tables use, and nothing more.
+"""Point estimates and their spread.
 
 Percentiles are numpy's linear ones (type 7), standard deviations have ddof 1.
 """
@@ -6,22 +6,12 @@ Percentiles are numpy's linear ones (type 7), standard deviations have ddof 1.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-
-class Interval(NamedTuple):
-    """A point estimate with a confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -62,31 +52,3 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
         if centre == 0
         else float(np.std(np.asarray(list(values), dtype=float), ddof=1) / abs(centre))
     )
-
-
-def ratio_of_medians(
-    variant: Sequence[float],
-    baseline: Sequence[float],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Ratio median(variant) / median(baseline) with a percentile-bootstrap interval (fixed seed).
-
-    The two sides are resampled apart: they come from runs that were not paired.
-    """
-    rng = np.random.default_rng(0)
-    a, b = _array(variant), _array(baseline)
-    point = float(np.median(a) / np.median(b))
-    top = np.median(rng.choice(a, (resamples, a.size)), axis=1)
-    bottom = np.median(rng.choice(b, (resamples, b.size)), axis=1)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(top / bottom, [tail, 100 - tail])
-    return Interval(point, float(low), float(high))
-
-
-def _array(values: Sequence[float]) -> NDArray[np.float64]:
-    array = np.asarray(list(values), dtype=float)
-    if array.size == 0 or (array <= 0).any():
-        raise ValueError("a ratio needs positive values on both sides")
-    return array

@@ -1,0 +1,38 @@
+"""Statistics of records, tables and comparisons: pure functions over numbers, no records, no torch.
+
+summary      percentiles, medians, spread
+resample     bootstrap intervals, paired and not
+exact        tests by counting: Mann-Whitney, McNemar; Wilson's interval
+verdict      better, same, worse or inconclusive
+"""
+
+from compresskit.stats.exact import mann_whitney, mcnemar, smallest_p, wilson
+from compresskit.stats.resample import Interval, ratio_of_medians, weighted_mean_difference
+from compresskit.stats.summary import (
+    coefficient_of_variation,
+    mean,
+    median,
+    percentile,
+    standard_error,
+)
+from compresskit.stats.verdict import ALPHA, FACTOR, Verdict, Word, judge
+
+__all__ = [
+    "ALPHA",
+    "FACTOR",
+    "Interval",
+    "Verdict",
+    "Word",
+    "coefficient_of_variation",
+    "judge",
+    "mann_whitney",
+    "mcnemar",
+    "mean",
+    "median",
+    "percentile",
+    "ratio_of_medians",
+    "smallest_p",
+    "standard_error",
+    "weighted_mean_difference",
+    "wilson",
+]
