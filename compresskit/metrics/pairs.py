@@ -29,8 +29,7 @@ def side_by_side(metric: Metric, one: Record, other: Record) -> Sides:
     sides = Sides([], [])
     partners = {block.pair: block for block in other.blocks if block.pair is not None}
     for block in one.blocks:
-        partner = partners.get(block.pair)
-        if block.pair is None or partner is None:
+        if block.pair is None or (partner := partners.get(block.pair)) is None:
             continue
         mine, theirs = _by_round(metric, one, block), _by_round(metric, other, partner)
         for number in sorted(mine.keys() & theirs.keys()):
