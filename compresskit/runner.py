@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,11 +56,17 @@ def alone(samples: int) -> Iterable[Go]:
 
 
 def run(
-    spec: RunSpec, notify: Notify = silent, *, turns: Turns = alone, pair: str | None = None
+    spec: RunSpec,
+    notify: Notify = silent,
+    *,
+    turns: Turns = alone,
+    pair: str | None = None,
+    speed_only: bool = False,
 ) -> Record:
     """Run `spec` and return its record: ok, skipped or failed.
 
-    `turns` decides when samples are taken; `pair` names the interleaved session they belong to.
+    `turns` decides when samples are taken; `pair` names the interleaved session they belong to;
+    `speed_only` leaves out memory and quality, which an earlier record of this spec has.
 
     Raises:
         UsageError: the spec cannot be run by anybody (unknown model, text too short, ...).
@@ -80,7 +85,7 @@ def run(
             **ready.device.model_dump(exclude={"traits"}), threads=spec.protocol.threads
         )
         with opened(ready, notify) as artefact:
-            record = _measured(ready, artefact, base, notify, turns, pair)
+            record = _measured(ready, artefact, base, notify, turns, pair, speed_only)
     except UsageError:
         raise
     except Conflict as error:
@@ -97,9 +102,10 @@ def _measured(
     notify: Notify,
     turns: Turns,
     pair: str | None,
+    speed_only: bool,
 ) -> Record:
     spec, system = plan.spec, artefact.system
-    wanted = set(spec.protocol.passes)
+    wanted = set(spec.protocol.passes) - ({"memory", "quality"} if speed_only else set())
     most = max(spec.workload.batch_sizes)
     prompts = workload.prompts(
         system.tokenizer,
@@ -114,7 +120,7 @@ def _measured(
         protocol=spec.protocol,
         sampling=spec.sampling,
         seed=spec.seed,
-        tick=partial(notify, "speed"),
+        tick=notify,
     )
     compiled = _warm_compile(bench) if spec.engine.mode == "compiled" else None
     before = environment.now()
@@ -130,7 +136,6 @@ def _measured(
     energy = Energy(bench) if "energy" in wanted and real else None
     yardstick = Yardstick(plan.device)
     watch = telemetry.Watch(plan.device)
-    notify("speed", "warming up")
     speed.warm()
     taken: list[Turn] = []
     for index, go in enumerate(turns(spec.protocol.repeats)):

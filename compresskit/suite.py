@@ -38,6 +38,7 @@ from compresskit.spec import (
     MethodSpec,
     Mode,
     ModelSpec,
+    Prices,
     ProtocolSpec,
     QualitySpec,
     RunSpec,
@@ -73,6 +74,8 @@ class Suite(Frozen):
     sampling: SamplingSpec = SamplingSpec()
     protocol: ProtocolSpec = ProtocolSpec()
     quality: QualitySpec = QualitySpec()
+    prices: Prices | None = None
+    """What money and carbon cost here; copied into the records, never into their digests."""
     variant: tuple[Variant, ...] = ()
 
 

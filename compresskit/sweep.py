@@ -1,9 +1,13 @@
-"""Run a list of specs one after the other and keep every record.
+"""Measure a list of specs, those that may be compared side by side, and keep every record.
 
-Each record is written when its run ends, so an interrupted sweep loses at most the run that was
-under way. With `resume`, a spec whose record is already there is not run again, if the record is ok
-or skipped and was made by the same code, packages and system: results that came with a clone, or
-from before an upgrade, are measured anew.
+    specs ──► kept records (resume)
+          └─► sessions: the dense rows and as many variants as fit into memory, in alternation
+
+Each record is written as soon as it is complete, so an interrupted sweep loses at most the session
+that was under way. With `resume`, a spec whose record is already there is not run again, if the
+record is ok or skipped and was made by the same code, packages and system: results that came with
+a clone, or from before an upgrade, are measured anew. A dense row that new variants need beside
+them is measured again, and its record gets one more block.
 """
 
 from __future__ import annotations
@@ -11,19 +15,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compresskit import artefact as artefacts, catalogue, device as devices, isolate
+import psutil
+
+from compresskit import artefact as artefacts, catalogue, device as devices, pairing, runner
 from compresskit.errors import RecordError, SpecError
 from compresskit.hf import load
 from compresskit.measure import environment, machine
+from compresskit.pairing import Arm
 from compresskit.store import load as load_record, save, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
     from compresskit.record import Environment, Record
-    from compresskit.spec import RunSpec
+    from compresskit.spec import Prices, RunSpec
 
 
 class Watcher(Protocol):
@@ -70,9 +77,20 @@ def preflight(specs: Sequence[RunSpec], progress: Progress) -> None:
 
 
 def run(
-    specs: Sequence[RunSpec], *, suite: str, out: Path, resume: bool, watcher: Watcher
+    specs: Sequence[RunSpec],
+    *,
+    suite: str,
+    out: Path,
+    resume: bool,
+    watcher: Watcher,
+    paired: bool = True,
+    resident: int | None = None,
+    prices: Prices | None = None,
 ) -> Swept:
     """Run `specs` into `out/<machine>/<suite>/` and return their records.
+
+    With `paired`, rows are measured in alternation, at most `resident` at a time (default: as many
+    as memory allows); without it one after the other, and nothing can be said about differences.
 
     Raises:
         UsageError: the request cannot be honoured.
@@ -82,16 +100,116 @@ def run(
     folder = out / description.id / suite
     write_text(folder.parent / "machine.json", description.model_dump_json(indent=1) + "\n")
     here = environment.describe()
-    records = []
-    for index, spec in enumerate(specs):
-        watcher.begin(index, len(specs), catalogue.label(spec.stack, spec.engine.mode))
-        kept = _kept(spec, folder, here) if resume else None
-        record = kept or isolate.run(spec, watcher.phase)
-        if kept is None:
-            save(record, folder)
-        watcher.end(record, reused=kept is not None)
-        records.append(record)
-    return Swept(folder, tuple(records))
+    records: dict[str, Record] = {}
+    if resume:
+        records = {spec.digest(): kept for spec in specs if (kept := _kept(spec, folder, here))}
+    bench = _Bench(folder, specs, records, watcher, prices)
+    bench.reuse()
+    for arms in sessions(specs, frozenset(records), paired=paired, resident=resident):
+        bench.measure(arms)
+    return Swept(folder, tuple(records[spec.digest()] for spec in specs))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A sweep under way."""
+
+    folder: Path
+    specs: Sequence[RunSpec]
+    records: dict[str, Record]
+    watcher: Watcher
+    prices: Prices | None
+
+    def reuse(self) -> None:
+        """Say which records are kept."""
+        for spec in self.specs:
+            if (kept := self.records.get(spec.digest())) is not None:
+                self._begin(spec)
+                self.watcher.end(kept, reused=True)
+
+    def measure(self, arms: Sequence[Arm]) -> None:
+        """Run one session and save its records."""
+        begun: set[int] = set()
+
+        def notify(arm: int, phase: str, detail: str = "") -> None:
+            if arm not in begun:
+                begun.add(arm)
+                self._begin(arms[arm].spec, again=arms[arm].speed_only)
+            self.watcher.phase(f"{_label(arms[arm].spec)}: {phase}", detail)
+
+        for index, record in pairing.session(arms, notify, seed=arms[0].spec.seed):
+            arm = arms[index]
+            whole = self._merged(arm, record).model_copy(update={"prices": self.prices})
+            save(whole, self.folder)
+            self.records[arm.spec.digest()] = whole
+            if not arm.speed_only:
+                self.watcher.end(whole, reused=False)
+
+    def _begin(self, spec: RunSpec, *, again: bool = False) -> None:
+        label = f"{_label(spec)}, once more beside others" if again else _label(spec)
+        place = [other.digest() for other in self.specs].index(spec.digest())
+        self.watcher.begin(place, len(self.specs), label)
+
+    def _merged(self, arm: Arm, record: Record) -> Record:
+        """A repeat appends its block; a repeat that failed leaves the record as it was."""
+        before = self.records.get(arm.spec.digest())
+        if not arm.speed_only or before is None:
+            return record
+        if record.status != "ok":
+            return before
+        return runner.finish(before.model_copy(update={"blocks": (*before.blocks, *record.blocks)}))
+
+
+def _label(spec: RunSpec) -> str:
+    return catalogue.label(spec.stack, spec.engine.mode)
+
+
+def sessions(
+    specs: Sequence[RunSpec], done: frozenset[str], *, paired: bool, resident: int | None
+) -> Iterator[list[Arm]]:
+    """Cut the runs that are not `done` (digests) into sessions, each with its dense rows."""
+    known = set(done)
+    groups: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(_comparable(spec), []).append(spec)
+    for group in groups.values():
+        todo = [spec for spec in group if spec.digest() not in known]
+        dense = [spec for spec in group if not spec.stack]
+        if not paired:
+            yield from ([Arm(spec)] for spec in todo)
+            continue
+        variants = [spec for spec in todo if spec.stack]
+        room = max(1, (resident or _resident(group[0])) - len(dense))
+        chunks = [variants[at : at + room] for at in range(0, len(variants), room)]
+        if not chunks and any(not spec.stack for spec in todo):
+            chunks = [[]]
+        for chunk in chunks:
+            yield [
+                *(Arm(spec, speed_only=spec.digest() in known) for spec in dense),
+                *map(Arm, chunk),
+            ]
+            known |= {spec.digest() for spec in (*dense, *chunk)}
+
+
+def _comparable(spec: RunSpec) -> str:
+    """Runs that differ in stack and mode only belong side by side."""
+    return spec.replace(stack=(), engine={"name": spec.engine.name}).model_dump_json()
+
+
+MOST_RESIDENT = 12
+_OF_WEIGHTS, _RUNTIME_BYTES = 2.5, 1.5e9
+"""What an idle arm may hold: its weights with a packed copy, and a process with torch in it."""
+
+
+def _resident(spec: RunSpec) -> int:
+    """How many arms fit into memory at once; at least two, or nothing could be compared."""
+    weights = sum(
+        file.stat().st_size for file in artefacts.find_model(spec.model).path.glob("*.safetensors")
+    )
+    need = _OF_WEIGHTS * weights + _RUNTIME_BYTES
+    device = devices.resolve(spec.device)
+    free = min(psutil.virtual_memory().available, 0.85 * device.memory_bytes)
+    return max(2, min(MOST_RESIDENT, int(free / need)))
 
 
 def _kept(spec: RunSpec, folder: Path, here: Environment) -> Record | None:

@@ -48,6 +48,19 @@ TrustCode = Annotated[
     typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoint."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+Paired = Annotated[
+    bool,
+    typer.Option(
+        "--paired/--single",
+        help="Measure rows side by side in shuffled rounds, or one after the other (no verdicts).",
+    ),
+]
+Resident = Annotated[
+    int | None,
+    typer.Option(
+        min=2, help="Rows loaded at once when paired. [default: as many as memory allows]"
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for records.")]
 
 

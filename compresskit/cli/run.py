@@ -11,7 +11,7 @@ from compresskit.cli import options
 from compresskit.errors import Exit
 
 if TYPE_CHECKING:
-    from compresskit.spec import RunSpec
+    from compresskit.spec import Prices, RunSpec
     from compresskit.sweep import Swept
 
 
@@ -34,7 +34,7 @@ def run(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size; repeat for several. [default: 1]")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured repetitions.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured repetitions.")] = 8,
     text: Annotated[
         str, typer.Option(help="embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]].")
     ] = "embedded",
@@ -47,6 +47,16 @@ def run(
             "--pass", help="latency, throughput, memory, energy, quality; repeat. [default: all]"
         ),
     ] = None,
+    estimate_energy: Annotated[
+        bool,
+        typer.Option(
+            "--estimate-energy",
+            help="Without a counter, estimate CPU energy by a documented model; always marked.",
+        ),
+    ] = False,
+    require_energy: Annotated[
+        bool, typer.Option("--require-energy", help="Exit with 3 unless energy was measured.")
+    ] = False,
     seed: options.Seed = 0,
     baseline: Annotated[bool, typer.Option(help="Also run the dense baseline.")] = True,
     out: options.OutFolder = Path("results"),
@@ -56,14 +66,17 @@ def run(
             "--resume/--fresh", help="Keep records that this code made here, or measure all again."
         ),
     ] = True,
+    paired: options.Paired = True,
+    resident: options.Resident = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustCode = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a stack of methods, or every run of a suite, against the dense baseline.
 
-    Records go to OUT/<machine>/<suite>/<digest>.json as soon as each run ends; the same command
-    continues an interrupted suite.
+    Rows are measured side by side, in shuffled rounds, so that what the machine does meets all of
+    them alike; only such rows get a verdict. Records go to OUT/<machine>/<suite>/<digest>.json as
+    soon as each run ends; the same command continues an interrupted suite.
 
     [bold]Examples[/bold]
 
@@ -75,9 +88,10 @@ def run(
     """
     from compresskit import suite as suites
 
+    prices = None
     if suite is not None:
         loaded = suites.read(suite)
-        name, specs = loaded.name, suites.resolve(loaded)
+        name, specs, prices = loaded.name, suites.resolve(loaded), loaded.prices
     else:
         name = "run"
         spec = options.run_spec(
@@ -101,17 +115,52 @@ def run(
             protocol={
                 "threads": threads,
                 "repeats": repeats,
+                "estimate_energy": estimate_energy,
                 **({"passes": passes} if passes else {}),
             },
             quality={"text": text},
             seed=seed,
         )
         specs = suites.unique([spec.baseline(), spec] if baseline else [spec])
-    swept = sweep_with_progress(specs, suite=name, out=out, resume=resume)
+    swept = sweep_with_progress(
+        specs,
+        suite=name,
+        out=out,
+        resume=resume,
+        paired=paired,
+        resident=resident,
+        prices=prices,
+    )
     finish(swept, as_json=as_json)
+    if require_energy:
+        demand_energy(swept)
 
 
-def sweep_with_progress(specs: list[RunSpec], *, suite: str, out: Path, resume: bool) -> Swept:
+def demand_energy(swept: Swept) -> None:
+    """Raise `Incomparable` unless every run that ended has a measured energy."""
+    from compresskit.errors import Incomparable
+    from compresskit.metrics import METRICS
+
+    for record in swept.records:
+        reading = METRICS["j_per_output_token"].value(record)
+        if record.status == "ok" and reading.kind != "measured":
+            why = reading.reason if reading.kind == "unavailable" else reading.kind
+            raise Incomparable(
+                f"--require-energy: {record.label} has no measured energy ({why}). "
+                "See `compresskit doctor` for the counters of this machine."
+            )
+
+
+def sweep_with_progress(
+    specs: list[RunSpec],
+    *,
+    suite: str,
+    out: Path,
+    resume: bool,
+    paired: bool = True,
+    resident: int | None = None,
+    prices: Prices | None = None,
+) -> Swept:
     """Run the specs with bars on stderr; say on Ctrl-C what is kept."""
     from compresskit import sweep
     from compresskit.cli.progress import SweepProgress, console, source_progress
@@ -120,7 +169,16 @@ def sweep_with_progress(specs: list[RunSpec], *, suite: str, out: Path, resume: 
         sweep.preflight(specs, report)
     try:
         with SweepProgress() as watcher:
-            return sweep.run(specs, suite=suite, out=out, resume=resume, watcher=watcher)
+            return sweep.run(
+                specs,
+                suite=suite,
+                out=out,
+                resume=resume,
+                watcher=watcher,
+                paired=paired,
+                resident=resident,
+                prices=prices,
+            )
     except KeyboardInterrupt:
         console.print(
             f"interrupted. Finished records are kept under {out}; the same command with --resume continues.",

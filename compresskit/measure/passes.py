@@ -40,8 +40,8 @@ class Bench:
     protocol: ProtocolSpec
     sampling: SamplingSpec
     seed: int
-    tick: Callable[[str], None] = lambda text: None
-    """Told before each repetition, for progress."""
+    tick: Callable[[str, str], None] = lambda phase, detail: None
+    """Told before each repetition, for progress: the pass, and which repetition."""
 
     def request(self, index: int, batch: int, new_tokens: int | None = None) -> Request:
         """The `index`-th request of `batch` rows."""
@@ -128,7 +128,8 @@ class Speed:
                 self._give_up(series.batch)
 
     def _timed(self, series: _Series, index: int) -> Sample:
-        self.bench.tick(f"batch {series.batch}, repetition {index + 1}")
+        phase = "latency" if series.probe == "trace" else "throughput"
+        self.bench.tick(phase, f"batch {series.batch}, repetition {index + 1}")
         return self.bench.timed(series.probe, index, series.batch)
 
     def _give_up(self, batch: int) -> None:

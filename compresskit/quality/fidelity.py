@@ -55,6 +55,9 @@ def fidelity(scores: Scores, plan: Plan, baseline_digest: str) -> Fidelity:
         delta_nll=stats.mean(deltas),
         delta_nll_stderr=stats.standard_error(deltas),
         baseline_nll=float(scores.baseline_nll.mean(dtype=np.float64)),
+        window_kl=tuple(stats.mean(row) for row in scores.kl),
+        window_top1=tuple(int(row.sum()) for row in scores.agree),
+        window_tokens=tuple(len(row) for row in scores.agree),
     )
 
 

@@ -50,4 +50,6 @@ def likelihood(nll: NDArray[np.float32], plan: Plan, scored_bytes: int) -> Likel
         nll_stderr=stats.standard_error(windows),
         perplexity=math.exp(mean),
         bits_per_byte=mean * plan.scored_tokens / scored_bytes / math.log(2),
+        window_nll=tuple(windows),
+        window_tokens=tuple(len(row) for row in nll),
     )

@@ -96,7 +96,7 @@ def test_a_crashed_child_leaves_its_last_words(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_half_an_event_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    child(monkeypatch, 'import sys; sys.stdin.read(); print(\'{"record": {"dig\')')
+    child(monkeypatch, 'import sys; sys.stdin.readline(); print(\'{"record": {"dig\')')
     assert isolate.run(SPEC).status == "failed"
 
 
@@ -110,7 +110,7 @@ def test_prints_of_a_library_do_not_garble_the_protocol(monkeypatch: pytest.Monk
     body = (
         "from compresskit import isolate, runner\n"
         "real = runner.run\n"
-        "def noisy(spec, notify):\n    print('chatter'); return real(spec, notify)\n"
+        "def noisy(*a, **k):\n    print('chatter'); return real(*a, **k)\n"
         "runner.run = noisy\nisolate.main()\n"
     )
     child(monkeypatch, body)
@@ -121,7 +121,7 @@ def test_an_exception_in_a_run_is_a_failed_record(monkeypatch: pytest.MonkeyPatc
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(runner.passes, "latency", broken)
+    monkeypatch.setattr(runner.passes.Bench, "timed", broken)
     found = runner.run(SPEC)
     assert found.status == "failed"
     assert "ZeroDivisionError: planted" in (found.reason or "")
@@ -131,23 +131,23 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(runner.passes, "latency", full)
+    monkeypatch.setattr(runner.passes.Bench, "timed", full)
     assert "smaller batch" in (runner.run(SPEC).reason or "")
 
 
 def test_a_batch_that_does_not_fit_is_said_and_smaller_ones_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    series = runner.passes.Bench.series
+    timed = runner.passes.Bench.timed
 
-    def tight(self: Any, probe: Any, batch: int) -> Any:
+    def tight(self: Any, probe: Any, index: int, batch: int) -> Any:
         if batch > 2:
             raise RuntimeError(
                 "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
-        return series(self, probe, batch)
+        return timed(self, probe, index, batch)
 
-    monkeypatch.setattr(runner.passes.Bench, "series", tight)
+    monkeypatch.setattr(runner.passes.Bench, "timed", tight)
     spec = SPEC.replace(
         workload={"prompt_tokens": 16, "new_tokens": 4, "batch_sizes": [1, 2, 4, 8]}
     )
@@ -192,10 +192,10 @@ def test_records_of_other_code_are_measured_again(
     made = iter([runner.failed(SPEC, "first"), runner.failed(SPEC, "second")])
     here = sweep.environment.describe()
 
-    def fake(spec: RunSpec, notify: Any) -> Record:
-        return next(made).model_copy(update={"status": "ok", "environment": here})
+    def fake(arms: Any, notify: Any, *, seed: int) -> Any:
+        yield 0, next(made).model_copy(update={"status": "ok", "environment": here})
 
-    monkeypatch.setattr(sweep.isolate, "run", fake)
+    monkeypatch.setattr(sweep.pairing, "session", fake)
     watcher = Quiet()
 
     def go() -> bool:
