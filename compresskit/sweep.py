@@ -22,14 +22,14 @@ from compresskit.errors import RecordError, SpecError
 from compresskit.hf import load
 from compresskit.measure import environment, machine
 from compresskit.pairing import Arm
-from compresskit.store import load as load_record, save, write_text
+from compresskit.store import load as load_record, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
-    from compresskit.record import Environment, Record
+    from compresskit.record import Environment, Limits, Record
     from compresskit.spec import Prices, RunSpec
 
 
@@ -96,14 +96,15 @@ def run(
         UsageError: the request cannot be honoured.
         RunError: a record cannot be written.
     """
-    description = machine.describe(devices.resolve(specs[0].device))
-    folder = out / description.id / suite
-    write_text(folder.parent / "machine.json", description.model_dump_json(indent=1) + "\n")
+    described = machine.describe(devices.resolve(specs[0].device))
+    folder = out / described.id / suite
+    description = machine.update(folder.parent, described)
     here = environment.describe()
     records: dict[str, Record] = {}
     if resume:
         records = {spec.digest(): kept for spec in specs if (kept := _kept(spec, folder, here))}
-    bench = _Bench(folder, specs, records, watcher, prices)
+    extra = {"limits": description.limits, "prices": prices}
+    bench = _Bench(folder, specs, records, watcher, extra)
     bench.reuse()
     for arms in sessions(specs, frozenset(records), paired=paired, resident=resident):
         bench.measure(arms)
@@ -118,7 +119,8 @@ class _Bench:
     specs: Sequence[RunSpec]
     records: dict[str, Record]
     watcher: Watcher
-    prices: Prices | None
+    extra: dict[str, Limits | Prices | None]
+    """What every record of the sweep is given beside its own measurements."""
 
     def reuse(self) -> None:
         """Say which records are kept."""
@@ -139,7 +141,7 @@ class _Bench:
 
         for index, record in pairing.session(arms, notify, seed=arms[0].spec.seed):
             arm = arms[index]
-            whole = self._merged(arm, record).model_copy(update={"prices": self.prices})
+            whole = self._merged(arm, record).model_copy(update=self.extra)
             save(whole, self.folder)
             self.records[arm.spec.digest()] = whole
             if not arm.speed_only:

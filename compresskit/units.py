@@ -28,11 +28,24 @@ class Unit(StrEnum):
     NAT = "nat"
     BIT_PER_BYTE = "bit/byte"
     BIT = "bit"
+    BYTE_PER_SECOND = "B/s"
+    FLOP_PER_SECOND = "FLOP/s"
+    CURRENCY_PER_MTOK = "currency/Mtok"
+    GRAM_PER_MTOK = "gCO2e/Mtok"
+    KWH_PER_MTOK = "kWh/Mtok"
+    TOKEN_PER_KWH = "token/kWh"
     RATIO = "ratio"
     COUNT = "count"
 
 
-_SCALED = {Unit.SECOND, Unit.JOULE, Unit.WATT, Unit.JOULE_PER_TOKEN}
+_SCALED = {
+    Unit.SECOND,
+    Unit.JOULE,
+    Unit.WATT,
+    Unit.JOULE_PER_TOKEN,
+    Unit.BYTE_PER_SECOND,
+    Unit.FLOP_PER_SECOND,
+}
 _PREFIXES = (
     (1e12, "T"),
     (1e9, "G"),

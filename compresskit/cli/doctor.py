@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from compresskit.cli import options
 
@@ -11,22 +14,53 @@ if TYPE_CHECKING:
     from compresskit.device import Device
 
 
-def doctor(device: options.DeviceName = "auto", as_json: options.AsJson = False) -> None:
+def doctor(
+    device: options.DeviceName = "auto",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure what the machine can do at best (copying, multiplying, launching) and "
+            "keep it in the machine file: later runs are held against it.",
+        ),
+    ] = False,
+    threads: options.Threads = 1,
+    out: options.OutFolder = Path("results"),
+    as_json: options.AsJson = False,
+) -> None:
     """Describe this machine to someone who wants to know why a row looks as it does.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       compresskit doctor --json
+
+      compresskit doctor --measure
     """
-    report = examine(device)
+    if measure:
+        measure_limits(device, threads, out)
+    report = examine(device, out)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         _show(report)
 
 
-def examine(wish: str = "auto") -> dict[str, Any]:
-    """Collect everything the machine says about itself."""
+def measure_limits(wish: str, threads: int, out: Path) -> None:
+    """Measure the machine's limits and store them in its file under `out`."""
+    import sys
+
+    from compresskit import device as devices
+    from compresskit.measure import limits, machine
+
+    found = devices.resolve(wish)
+    print("measuring copying, multiplying and launching: a few seconds", file=sys.stderr)
+    description = machine.describe(found)
+    measured = limits.measure(found, threads=threads)
+    machine.update(out / description.id, description.model_copy(update={"limits": measured}))
+
+
+def examine(wish: str = "auto", out: Path = Path("results")) -> dict[str, Any]:
+    """Collect everything the machine says about itself; `out` is where its file may be."""
     import os
 
     import torch
@@ -40,8 +74,11 @@ def examine(wish: str = "auto") -> dict[str, Any]:
     counter = counters.find(found)
     meter = PeakMeter(found)
     meter.start()
+    description = machine.describe(found)
+    stored = machine.limits(out / description.id)
     return {
-        "machine": machine.describe(found).model_dump(mode="json"),
+        "machine": description.model_dump(mode="json", exclude={"limits"}),
+        "limits": _UNMEASURED if stored is None else stored.model_dump(mode="json"),
         "device": found.model_dump(mode="json"),
         "threads": {
             "torch": torch.get_num_threads(),
@@ -58,9 +95,14 @@ def examine(wish: str = "auto") -> dict[str, Any]:
     }
 
 
+_UNMEASURED = {
+    "kind": "unavailable",
+    "reason": "not measured yet: compresskit doctor --measure",
+}
+
+
 def _energy(counter: Any) -> dict[str, Any]:
-    joules = counter.joules()
-    if joules is None:
+    if not counter.answers():
         return {"kind": "unavailable", "reason": counter.reason()}
     return {"kind": "available", "source": counter.source, "scope": counter.scope}
 
@@ -114,6 +156,29 @@ def _extras() -> dict[str, str]:
     }
 
 
+def _limits(stored: dict[str, Any]) -> list[str]:
+    """The machine's limits in words, one a line."""
+    from compresskit.units import Unit, format_quantity
+
+    if "reason" in stored:
+        return [stored["reason"]]
+    threads = stored["threads"]
+    how = "" if threads is None else f", {threads} CPU thread{'' if threads == 1 else 's'}"
+    words = []
+    for key, name in (
+        ("copy_bytes_per_second", "copy"),
+        ("matmul_flops_per_second", "matmul"),
+        ("dispatch_seconds", "dispatch"),
+    ):
+        one = stored[key]
+        if one["kind"] == "measured":
+            number = format_quantity(one["value"], Unit(one["unit"]))
+            words.append(f"{name} {number} ({one['source']}{how})")
+        else:
+            words.append(f"{name} {one.get('reason', 'estimated')}")
+    return words
+
+
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
 
@@ -131,6 +196,8 @@ def _show(report: dict[str, Any]) -> None:
     line("cores", f"{report['threads']['cores']}, load {report['threads']['load_average']}")
     energy = report["energy"]
     line("energy", energy.get("reason") or f"{energy['source']} ({energy['scope']})")
+    for words in _limits(report["limits"]):
+        line("limit", words)
     for name, state in report["modes"].items():
         line("mode", f"{name}: {state}")
     for row in report["kernels"]:

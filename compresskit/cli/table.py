@@ -28,17 +28,45 @@ def table(
     format: Annotated[
         Format, typer.Option("--format", "-f", help="How to print the table.")
     ] = Format.RICH,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Rent of the machine per hour.", show_default=False)
+    ] = None,
+    price_per_kwh: Annotated[
+        float | None, typer.Option(help="Electricity per kilowatt-hour.", show_default=False)
+    ] = None,
+    pue: Annotated[
+        float | None,
+        typer.Option(
+            "--pue",
+            help="Power usage effectiveness: energy of the building over that of the machine.",
+            show_default=False,
+        ),
+    ] = None,
+    grid_g_per_kwh: Annotated[
+        float | None,
+        typer.Option(help="Grams of CO2 per kilowatt-hour of this grid.", show_default=False),
+    ] = None,
+    currency: Annotated[
+        str | None,
+        typer.Option(
+            help="What the prices are in; the records' own, or USD, if not given.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Print stored records as a table, each beside its dense baseline.
 
     Records that cannot be read are left out with a warning on stderr. The exit code is 3 when no
-    record holds a valid result.
+    record holds a valid result. Money and carbon are shown where the suite (`[prices]`) or a flag
+    gives a price; a flag stands in for what the record says.
 
     [bold]Examples[/bold]
 
       compresskit table results
 
       compresskit table results/my-machine/weights --format md
+
+      compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
     import sys
@@ -48,7 +76,15 @@ def table(
     from compresskit.errors import Exit
     from compresskit.report import csv, document, join, markdown, table as tables, terminal
 
-    built = tables.build(join.load(paths))
+    given = {
+        "per_hour": price_per_hour,
+        "per_kwh": price_per_kwh,
+        "pue": pue,
+        "grams_co2_per_kwh": grid_g_per_kwh,
+        "currency": currency,
+    }
+    prices = {key: value for key, value in given.items() if value is not None}
+    built = tables.build(join.load(paths, prices))
     if format is Format.RICH:
         terminal.render(built, Console())
     elif format is Format.MARKDOWN:

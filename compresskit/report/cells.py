@@ -1,12 +1,14 @@
 """One cell of a table: a number with its kind, or why there is none.
 
 A renderer prints `text(cell, style)`; nothing else turns numbers into words. An unknown number is
-`n/a` with a footnote, never 0; an estimate wears a tilde; a simulated saving has no speed.
+`n/a` with a footnote, never 0; an estimate wears a tilde; a simulated saving has no speed; a ratio
+wears the mark of its verdict, or of having none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from compresskit.record import Estimated, Unavailable
@@ -14,14 +16,43 @@ from compresskit.units import Unit, format_quantity, significant
 
 if TYPE_CHECKING:
     from compresskit.record import Reading
+    from compresskit.stats import Word
 
-Kind = Literal["measured", "estimated", "unavailable", "simulated", "invalid", "reference"]
-Style = Literal["plain", "quantity", "percent", "signed", "ratio"]
+Kind = Literal[
+    "measured", "estimated", "derived", "unavailable", "simulated", "invalid", "reference"
+]
+Style = Literal[
+    "plain", "quantity", "percent", "share", "signed", "ratio", "money", "grams", "count", "words"
+]
+
+MARKS = MappingProxyType({"better": "▲", "worse": "▼", "same": "=", "inconclusive": "?"})
+"""A verdict in one character, behind the ratio that it is about."""
+UNPAIRED = "†"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a ratio rests on."""
+
+    paired: bool
+    """Both sides were measured side by side; otherwise there is no verdict."""
+    verdict: Word | None = None
+    p: float | None = None
+    n: int | None = None
+    """Pairs."""
+    factor: float | None = None
+    """The practical factor that the verdict asked for."""
+    reason: str = ""
+    """Why the verdict is inconclusive."""
+
+    def mark(self) -> str:
+        """The character behind the ratio."""
+        return UNPAIRED if self.verdict is None else f" {MARKS[self.verdict]}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value with its unit, spread and kind; `note` is the number of a footnote."""
+    """A value with its unit, spread and kind, or words; `note` is the number of a footnote."""
 
     kind: Kind
     value: float | None = None
@@ -31,6 +62,16 @@ class Cell:
     stderr: float | None = None
     reason: str = ""
     note: int | None = None
+    remark: str = ""
+    """A sentence that belongs under the table although there is a value."""
+    words: str = ""
+    """What stands in a cell that holds no number."""
+    currency: str = ""
+    provenance: str = ""
+    """Of an energy: measured_counter, measured_integrated or estimated."""
+    scope: str = ""
+    """Of an energy: what the counter covers."""
+    comparison: Comparison | None = None
 
 
 INVALID = Cell("invalid", reason="the record is INVALID")
@@ -53,6 +94,8 @@ def text(cell: Cell, style: Style) -> str:
         return "–"
     if cell.kind in ("simulated", "invalid"):
         return cell.kind
+    if cell.words:
+        return f"{cell.words}{superscript(cell.note)}"
     if cell.value is None:
         return f"n/a{superscript(cell.note)}"
     tilde = "~" if cell.kind == "estimated" else ""
@@ -62,15 +105,32 @@ def text(cell: Cell, style: Style) -> str:
 def _number(cell: Cell, value: float, style: Style) -> str:
     if style == "percent":
         return f"{100 * value:.2f} %"
+    if style == "share":
+        return f"{100 * value:.0f} %"
     if style == "ratio":
         return _ratio(cell, value)
+    if style == "money":
+        return f"{significant(value)} {cell.currency}"
+    if style == "grams":
+        return f"{significant(value)} g"
+    if style == "count":
+        return f"{count(value)}{_mark(cell)}"
     if style == "signed":
         return signed(value, cell.stderr)
     if style == "quantity" and cell.unit is not None:
         # The denominator stands in the heading.
         short = {Unit.BYTE_PER_TOKEN: Unit.BYTE, Unit.JOULE_PER_TOKEN: Unit.JOULE}
-        return format_quantity(value, short.get(cell.unit, cell.unit))
+        return _with_error(format_quantity(value, short.get(cell.unit, cell.unit)), cell)
     return significant(value)
+
+
+def _with_error(shown: str, cell: Cell) -> str:
+    """Set the standard error, where there is one, between a printed number and its unit."""
+    number, _, unit = shown.rpartition(" ")
+    if not cell.stderr or not cell.value:
+        return shown
+    error = cell.stderr / cell.value * float(number)
+    return f"{number} ± {significant(error, 2)} {unit}"
 
 
 def signed(value: float, stderr: float | None) -> str:
@@ -89,9 +149,26 @@ def signed(value: float, stderr: float | None) -> str:
 
 
 def _ratio(cell: Cell, value: float) -> str:
+    mark = _mark(cell)
     if cell.low is None or cell.high is None:
-        return f"{value:.2f}"
-    return f"{value:.2f} [{cell.low:.2f}, {cell.high:.2f}]"
+        return f"{value:.2f}{mark}"
+    return f"{value:.2f} [{cell.low:.2f}, {cell.high:.2f}]{mark}"
+
+
+def _mark(cell: Cell) -> str:
+    return "" if cell.comparison is None else cell.comparison.mark()
+
+
+def count(value: float) -> str:
+    """Print a number of things with a readable prefix.
+
+    >>> [count(v) for v in (0.0, 12.0, 1234.0, 5_600_000.0)]
+    ['0', '12', '1.23 k', '5.60 M']
+    """
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{significant(value / factor)} {prefix}"
+    return f"{value:.0f}"
 
 
 def superscript(number: int | None) -> str:

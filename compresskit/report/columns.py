@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from compresskit.report.cells import Style
 
-Section = Literal["speed", "cost and quality", "batch", "files"]
+Section = Literal["speed", "cost and quality", "limits and money", "batch", "files"]
 """Where a column is printed; `files` is for CSV and JSON only."""
+When = Literal["always", "some number", "per_hour", "per_kwh", "grams_co2_per_kwh"]
+"""Which tables show a column: all, those with a number in it, those whose user gave that price."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,48 @@ class Column:
     heading: str
     section: Section
     style: Style
-    optional: bool = False
-    """Left out on paper where no row has a number."""
+    when: When = "always"
 
+
+_LIMITS_AND_MONEY = (
+    Column("roofline_fraction", "of memory\nlimit", "limits and money", "share", "some number"),
+    Column("bound", "bound\nby", "limits and money", "words", "some number"),
+    Column(
+        "rent_per_million_output_tokens",
+        "rent/\nMtok out",
+        "limits and money",
+        "money",
+        "per_hour",
+    ),
+    Column(
+        "break_even_output_tokens_by_time",
+        "break-even\n(time)",
+        "limits and money",
+        "count",
+        "per_hour",
+    ),
+    Column(
+        "electricity_per_million_output_tokens",
+        "electricity/\nMtok out",
+        "limits and money",
+        "money",
+        "per_kwh",
+    ),
+    Column(
+        "break_even_output_tokens_by_energy",
+        "break-even\n(energy)",
+        "limits and money",
+        "count",
+        "per_kwh",
+    ),
+    Column(
+        "gco2e_per_million_output_tokens",
+        "CO2e/\nMtok out",
+        "limits and money",
+        "grams",
+        "grams_co2_per_kwh",
+    ),
+)
 
 COLUMNS = (
     Column("decode_tokens_per_s", "decode\ntok/s", "speed", "plain"),
@@ -33,7 +74,7 @@ COLUMNS = (
     Column("decode_ratio_to_best_dense", "× best\ndense", "speed", "ratio"),
     Column("ttft_s", "TTFT", "speed", "quantity"),
     Column("prefill_tokens_per_s", "prefill\ntok/s", "speed", "plain"),
-    Column("tokens_per_step", "tok/\nstep", "speed", "plain", optional=True),
+    Column("tokens_per_step", "tok/\nstep", "speed", "plain", when="some number"),
     Column("weights_bytes", "weights", "cost and quality", "quantity"),
     Column("kv_bytes_per_token", "cache/\ntoken", "cost and quality", "quantity"),
     Column("peak_bytes", "peak\nmemory", "cost and quality", "quantity"),
@@ -42,6 +83,7 @@ COLUMNS = (
     Column("top1_agreement", "same\ntop-1", "cost and quality", "percent"),
     Column("delta_nll_nats", "ΔNLL ± SE\n(nats)", "cost and quality", "signed"),
     Column("perplexity", "ppl", "cost and quality", "plain"),
+    *_LIMITS_AND_MONEY,
     *(
         Column(key, key, "files", "plain")
         for key in (
@@ -55,6 +97,11 @@ COLUMNS = (
             "load_s",
             "apply_s",
             "compile_s",
+            "setup_energy_j",
+            "calibration_tokens",
+            "moved_bytes_per_s",
+            "kwh_per_million_output_tokens",
+            "output_tokens_per_kwh",
             "j_per_prefill_token",
             "nll_nats",
             "bits_per_byte",
@@ -73,6 +120,10 @@ SPEED_KEYS = frozenset(c.key for c in COLUMNS if c.section == "speed") | {
     "acceptance_length",
     "j_per_output_token",
     "j_per_prefill_token",
+    *(c.key for c in COLUMNS if c.section == "limits and money"),
+    "moved_bytes_per_s",
+    "kwh_per_million_output_tokens",
+    "output_tokens_per_kwh",
 }
 """What a simulated or invalid row does not show."""
 SPECULATION_KEYS = frozenset({"tokens_per_step", "acceptance_rate", "acceptance_length"})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from compresskit.report.columns import COLUMNS
 
 if TYPE_CHECKING:
-    from compresskit.report.cells import Cell
+    from compresskit.report.cells import Cell, Comparison
     from compresskit.report.table import Group, Problem, Row, Table
 
 _CONTEXT = (
@@ -27,7 +27,7 @@ _CONTEXT = (
     "new_tokens",
     "batch",
 )
-_ROW = ("label", "mode", "digest", "status", "verdict", "reasons")
+_ROW = ("label", "mode", "digest", "status", "validity", "reasons", "currency")
 # Keys that do not say their unit yet.
 _HEADINGS = {
     "top1_agreement": "top1_agreement_fraction",
@@ -35,8 +35,22 @@ _HEADINGS = {
     "acceptance_length": "acceptance_length_tokens",
     "greedy_exact_match": "greedy_exact_match_fraction",
     "perplexity": "perplexity_per_token",
+    "bound": "bound_by",
 }
-_ESTIMABLE = frozenset({"peak_bytes", "j_per_output_token", "j_per_prefill_token"})
+_ESTIMABLE = frozenset(
+    {
+        "peak_bytes",
+        "j_per_output_token",
+        "j_per_prefill_token",
+        "setup_energy_j",
+        "electricity_per_million_output_tokens",
+        "gco2e_per_million_output_tokens",
+        "kwh_per_million_output_tokens",
+        "output_tokens_per_kwh",
+        "break_even_output_tokens_by_energy",
+    }
+)
+_OF_RATIO = ("low", "high", "paired", "verdict", "p", "n")
 
 
 def render(table: Table) -> str:
@@ -59,7 +73,7 @@ def render(table: Table) -> str:
 def _headings(key: str) -> list[str]:
     name = _HEADINGS.get(key, key)
     if key.startswith("decode_ratio"):
-        return [name, f"{name}_low", f"{name}_high"]
+        return [name, *(f"{name}_{part}" for part in _OF_RATIO)]
     if key == "delta_nll_nats":
         return [name, "delta_nll_stderr_nats"]
     return [name, f"{name}_estimated"] if key in _ESTIMABLE else [name]
@@ -68,15 +82,23 @@ def _headings(key: str) -> list[str]:
 def _values(key: str, cell: Cell | None) -> list[float | str]:
     width = len(_headings(key))
     if cell is None or cell.value is None:
-        return [""] * width
+        return [cell.words if cell is not None else "", *[""] * (width - 1)]
     value = _plain(cell.value)
     if key.startswith("decode_ratio"):
-        return [value, _plain(cell.low), _plain(cell.high)]
+        return [value, _plain(cell.low), _plain(cell.high), *_verdict(cell.comparison)]
     if key == "delta_nll_nats":
         return [value, _plain(cell.stderr)]
     if key in _ESTIMABLE:
         return ["", value] if cell.kind == "estimated" else [value, ""]
     return [value]
+
+
+def _verdict(found: Comparison | None) -> list[float | str]:
+    """Paired or not, the verdict, its p and the number of pairs."""
+    if found is None:
+        return [""] * 4
+    pairs = "" if found.n is None else found.n
+    return ["yes" if found.paired else "no", found.verdict or "", _plain(found.p), pairs]
 
 
 def _plain(value: float | None) -> float | str:
@@ -100,6 +122,7 @@ def _line(group: Group, row: Row, keys: list[str]) -> list[object]:
         "ok",
         row.validity.verdict,
         "; ".join(row.validity.reasons),
+        "" if row.prices is None else row.prices.currency,
         *(value for key in keys for value in _values(key, row.cells.get(key))),
         "; ".join(notes),
     ]
@@ -115,6 +138,7 @@ def _problem(problem: Problem, keys: list[str]) -> list[object]:
         problem.status,
         "INVALID",
         problem.reason,
+        "",
         *(value for key in keys for value in _values(key, None)),
         "",
     ]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compresskit.report.cells import Cell
     from compresskit.report.table import Group, Row, Table
 
-FORMAT = "compresskit.table/1"
+FORMAT = "compresskit.table/2"
 
 
 def render(table: Table) -> dict[str, JsonValue]:
@@ -43,7 +43,7 @@ def _row(row: Row) -> JsonValue:
         "mode": row.mode,
         "digest": row.digest,
         "dense": row.dense,
-        "verdict": row.validity.verdict,
+        "validity": row.validity.verdict,
         "reasons": list(row.validity.reasons),
         "cells": {key: _cell(cell) for key, cell in row.cells.items()},
     }
@@ -56,6 +56,13 @@ def _cell(cell: Cell) -> JsonValue:
         part = getattr(cell, name)
         if part is not None:
             cells[name] = str(part) if name == "unit" else part
-    if cell.reason:
-        cells["reason"] = cell.reason
+    for name in ("words", "currency", "provenance", "scope", "reason"):
+        if part := getattr(cell, name):
+            cells[name] = part
+    if (found := cell.comparison) is not None:
+        cells["paired"] = found.paired
+        if found.verdict is not None:
+            cells |= {"verdict": found.verdict, "p": found.p, "n": found.n, "factor": found.factor}
+        if found.reason:
+            cells["verdict_reason"] = found.reason
     return cells

@@ -4,25 +4,35 @@ The baseline of a record is the run of `spec.baseline()`, the best dense run the
 `spec.best_dense()`; both are found by digest, never by file name. Unlike things are not compared:
 where the model revision, the device, the workload, the tokenizer or the type differ, there is a
 reason instead of a ratio.
+
+Where a dense run was measured several times, the record that took turns with the one at hand is
+preferred to the newest. Which decode mode is the best dense one is decided by speed alone: a slow
+dense run does not become the best by having been measured beside the artefact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from compresskit import store, validity
 from compresskit.errors import RecordError, UsageError
 from compresskit.metrics import METRICS
+from compresskit.metrics.money import repriced
+from compresskit.metrics.pairs import side_by_side
 from compresskit.record import Measured
 from compresskit.spec import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from compresskit.record import Record, Validity
+    from compresskit.spec import RunSpec
 
+_NO_PRICES: Mapping[str, float | str] = MappingProxyType({})
+_HEADLINE = METRICS["decode_tokens_per_s"]
 _NOT_RECORDS = frozenset({"machine.json", "interleaved.json"})
 
 
@@ -52,16 +62,18 @@ class Joined:
     warnings: tuple[str, ...] = ()
 
 
-def load(paths: Sequence[Path]) -> Joined:
+def load(paths: Sequence[Path], prices: Mapping[str, float | str] = _NO_PRICES) -> Joined:
     """Read records from files and, recursively, from folders.
 
-    What cannot be read is left out with a warning, unless nothing is left.
+    What cannot be read is left out with a warning, unless nothing is left. `prices` (fields of
+    `compresskit.spec.Prices`) stand in for what the records say.
 
     Raises:
-        UsageError: a path does not exist, or there is no record at all.
+        UsageError: a path does not exist, there is no record at all, or a price makes no sense.
         RecordError: there are records, but none can be read.
     """
     found: list[Record] = []
+    seen: dict[tuple[str, str], list[Record]] = {}
     warnings: list[str] = []
     for path in _files(paths):
         try:
@@ -69,7 +81,11 @@ def load(paths: Sequence[Path]) -> Joined:
         except RecordError as error:
             warnings.append(f"left out: {error}")
             continue
-        if one not in found:
+        one = repriced(one, prices)
+        # Whole records are compared only where they might be copies.
+        alike = seen.setdefault((one.digest, one.started_at), [])
+        if one not in alike:
+            alike.append(one)
             found.append(one)
     if not found:
         where = ", ".join(map(str, paths))
@@ -102,55 +118,58 @@ def _order(one: Record) -> tuple[object, ...]:
 
 def of(found: Iterable[Record]) -> Joined:
     """Join records that are in memory; they keep their order."""
-    judged = [(one, validity.judge(one)) for one in found]
-    usable = [one for one, verdict in judged if verdict.verdict != "INVALID"]
-    every = [one for one, _ in judged]
+    judged = [_Judged(one, validity.judge(one)) for one in found]
+    by_digest: dict[str, list[_Judged]] = {}
+    for each in judged:
+        by_digest.setdefault(each.record.digest, []).append(each)
     rows = []
     for one, verdict in judged:
         if verdict.verdict == "INVALID":
             refused = Match(reason="an INVALID record is not compared")
             rows.append(Row(one, verdict, refused, refused))
             continue
-        baseline = _match(one, {one.spec.baseline().digest()}, every, usable, _newest)
-        digests = {spec.digest() for spec in one.spec.best_dense()}
-        rows.append(Row(one, verdict, baseline, _match(one, digests, every, usable, _fastest)))
+        baseline = _match(one, [one.spec.baseline()], by_digest)
+        best = _match(one, one.spec.best_dense(), by_digest)
+        rows.append(Row(one, verdict, baseline, best))
     return Joined(tuple(rows))
 
 
-def _match(
-    one: Record,
-    digests: set[str],
-    every: list[Record],
-    usable: list[Record],
-    choose: Callable[[list[Record]], Record],
-) -> Match:
-    """Choose among the records that bear one of `digests` and are comparable with `one`."""
-    if one.digest in digests and len(digests) == 1:
+class _Judged(NamedTuple):
+    record: Record
+    validity: Validity
+
+
+def _match(one: Record, specs: Sequence[RunSpec], by_digest: Mapping[str, list[_Judged]]) -> Match:
+    """The fastest among the records of `specs` that are comparable with `one`, one a spec."""
+    digests = [spec.digest() for spec in specs]
+    if digests == [one.digest]:
         return Match(one)
-    named = [other for other in every if other.digest in digests]
+    named = [found for digest in digests for found in by_digest.get(digest, ())]
     if not named:
         return Match(reason="its dense baseline is not among these records")
-    sound = [other for other in named if other in usable]
+    sound = [found.record for found in named if found.validity.verdict != "INVALID"]
     if not sound:
-        was = "is INVALID" if named[0].status == "ok" else f"was {named[0].status}"
+        first = named[0].record
+        was = "is INVALID" if first.status == "ok" else f"was {first.status}"
         return Match(reason=f"its dense baseline {was}")
     comparable = [other for other in sound if not differences(one, other)]
     if not comparable:
         what = ", ".join(differences(one, sound[0]))
         return Match(reason=f"its dense baseline differs in {what}")
-    return Match(choose(comparable))
+    by_spec = [[other for other in comparable if other.digest == digest] for digest in digests]
+    return Match(max((_nearest(one, found) for found in by_spec if found), key=_speed))
 
 
-def _newest(candidates: list[Record]) -> Record:
-    return max(candidates, key=lambda one: one.started_at)
-
-
-def _fastest(candidates: list[Record]) -> Record:
-    return max(candidates, key=_speed)
+def _nearest(one: Record, found: list[Record]) -> Record:
+    """Of several records of one spec: `one` itself, one that took turns with it, the newest."""
+    if any(other is one for other in found):
+        return one
+    paired = [other for other in found if side_by_side(_HEADLINE, one, other).one]
+    return max(paired or found, key=lambda other: other.started_at)
 
 
 def _speed(one: Record) -> float:
-    reading = METRICS["decode_tokens_per_s"].value(one)
+    reading = _HEADLINE.value(one)
     return reading.value if isinstance(reading, Measured) else 0.0
 
 

@@ -19,10 +19,11 @@ def render(table: Table) -> str:
     parts: list[str] = []
     for group in table.groups:
         parts.append(f"**{escape(group.heading())}**")
-        parts.append(_grid(group, group.section("speed"), verdict=True))
+        parts.append(_grid(group, group.section("speed"), validity=True))
         parts.append(_grid(group, group.section("cost and quality")))
-        if group.section("batch"):
-            parts.append(_grid(group, group.section("batch")))
+        for name in ("limits and money", "batch"):
+            if group.section(name):
+                parts.append(_grid(group, group.section(name)))
     if table.problems:
         parts.append(
             "\n".join(
@@ -40,16 +41,16 @@ def render(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _grid(group: Group, columns: Sequence[Column], *, verdict: bool = False) -> str:
+def _grid(group: Group, columns: Sequence[Column], *, validity: bool = False) -> str:
     headings = ["run", "mode", *(_heading(column) for column in columns)]
     aligned = ["---", "---", *("--:" for _ in columns)]
-    if verdict:
-        headings.insert(2, "verdict")
+    if validity:
+        headings.insert(2, "validity")
         aligned.insert(2, "---")
     rows = [_line(headings), _line(aligned)]
     for row in group.rows:
         line = [escape(row.label), row.mode, *(_cell(row, column) for column in columns)]
-        if verdict:
+        if validity:
             line.insert(2, f"{row.validity.verdict}{superscript(row.note)}")
         rows.append(_line(line))
     return "\n".join(rows)

@@ -1,18 +1,20 @@
 """A table in plain words: one sentence per run, and nothing that the numbers do not carry.
 
-The runs are not paired, so there is a ratio and its interval; a word such as "faster" is used only
-where the interval leaves 1 out.
+A word such as "faster" is used only where the two runs took turns and the verdict says so; a ratio
+of runs that did not is told as such.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compresskit.report.cells import signed
+from compresskit.metrics.money import pue
+from compresskit.report.cells import count, signed, text
 from compresskit.units import significant
 
 if TYPE_CHECKING:
-    from compresskit.report.cells import Cell
+    from compresskit.report.cells import Cell, Style
     from compresskit.report.table import Group, Row, Table
 
 
@@ -38,7 +40,7 @@ def _of_row(group: Group, row: Row) -> list[str]:
     base = next((r for r in group.rows if r.dense and r.mode == row.mode), None)
     gains = [_speed(row), _shrunk(row, base, "weights_bytes", "weights")]
     gains.append(_shrunk(row, base, "kv_bytes_per_token", "cache per token"))
-    said = "; ".join(part for part in (*gains, _quality(row)) if part)
+    said = "; ".join(part for part in (*gains, _quality(row), _cost(row), _paid_back(row)) if part)
     return [f"{row.name()}: {said or 'nothing to compare'}{_reservations(row)}."]
 
 
@@ -56,24 +58,66 @@ def _speed(row: Row) -> str:
         return ""
     words = _rate(base, f"the dense baseline in {row.mode} mode")
     if best.value is not None and best.value != base.value:
-        words += f", and {_ratio(best)} against the best dense run"
+        words += f", and {_ratio(best)} against the best dense run{_aside(best)}"
     return words
 
 
 def _rate(cell: Cell, other: str) -> str:
-    if cell.low is None or cell.high is None:
-        return f"decode rate {_ratio(cell)} that of {other} (too few repetitions for an interval)"
-    if cell.low <= 1 <= cell.high:
-        return f"decode rate {_ratio(cell)} that of {other} (no difference shown)"
-    if cell.low > 1:
+    verdict = None if cell.comparison is None else cell.comparison.verdict
+    if verdict == "better":
         return f"decodes {_ratio(cell)} as fast as {other}"
-    return f"decodes slower than {other}: {_ratio(cell)} its rate"
+    if verdict == "worse":
+        return f"decodes slower than {other}: {_ratio(cell)} its rate"
+    return f"decode rate {_ratio(cell)} that of {other}{_aside(cell)}"
+
+
+def _aside(cell: Cell) -> str:
+    """What a ratio is worth, in brackets; nothing where it is a shown difference."""
+    found = cell.comparison
+    if found is None or found.verdict in ("better", "worse"):
+        return ""
+    if not found.paired:
+        return " (not measured side by side: no verdict)"
+    if found.verdict == "same":
+        return f" (the same within {found.factor:g}x)"
+    return f" (inconclusive: {found.reason})"
 
 
 def _ratio(cell: Cell) -> str:
     if cell.low is None or cell.high is None:
         return f"{cell.value:.2f}x"
     return f"{cell.value:.2f}x [{cell.low:.2f}, {cell.high:.2f}]"
+
+
+def _cost(row: Row) -> str:
+    """What a million output tokens cost, as far as prices were given; two bills, never one sum."""
+    rent, electricity, carbon = (
+        _printed(row.cells[f"{key}_per_million_output_tokens"], style)
+        for key, style in _COSTS.items()
+    )
+    _, factor = pue(row.prices)
+    bills = [f"{rent} of rent"] if rent else []
+    bills += [f"{electricity} of electricity ({factor})"] if electricity else []
+    told = [" or ".join(bills)] if bills else []
+    if carbon:
+        told.append(f"{carbon} of CO2e" + ("" if electricity else f" ({factor})"))
+    return f"a million output tokens take {', '.join(told)}" if told else ""
+
+
+_COSTS: dict[str, Style] = {"rent": "money", "electricity": "money", "gco2e": "grams"}
+
+
+def _printed(cell: Cell, style: Style) -> str:
+    """A number without its footnote mark; nothing for none."""
+    return "" if cell.value is None else text(replace(cell, note=None), style)
+
+
+def _paid_back(row: Row) -> str:
+    cell = row.cells["break_even_output_tokens_by_time"]
+    if row.prices is None or cell.value is None:
+        return ""
+    aside = "" if cell.comparison is None else " (not measured side by side)"
+    return f"compressing pays for its time after {count(cell.value)} output tokens{aside}"
 
 
 def _shrunk(row: Row, base: Row | None, key: str, what: str) -> str:

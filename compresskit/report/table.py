@@ -1,8 +1,9 @@
 """Rows and columns, before anybody prints them.
 
 Rows that may be compared share a group: one model, device, type and workload. A group has a
-section on speed, one on cost and quality, and, where several batch sizes were measured, one with
-a column per batch size. Runs that were skipped or failed are listed with their reason.
+section on speed, one on cost and quality, one on the machine's limits and on money where those are
+known, and, where several batch sizes were measured, one with a column per batch size. Runs that
+were skipped or failed are listed with their reason.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from compresskit.metrics import IS_BASELINE, METRICS, decode_at, main_batch
+from compresskit.metrics import IS_BASELINE, METRICS, decode_at
+from compresskit.metrics.energy import ENERGY
+from compresskit.report import derived
 from compresskit.report.cells import INVALID, REFERENCE, SIMULATED, Cell, of_reading
 from compresskit.report.columns import COLUMNS, SPECULATION_KEYS, SPEED_KEYS, Column
-from compresskit.stats import ratio_of_medians
+from compresskit.report.labels import clean, context, group_key, labels, short_label
 from compresskit.units import Unit
-from compresskit.validity import FEWEST_SAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from compresskit.metrics import Metric
     from compresskit.record import Record, Validity
     from compresskit.report.columns import Section
-    from compresskit.report.join import Joined, Match, Row as JoinedRow
+    from compresskit.report.join import Joined, Row as JoinedRow
+    from compresskit.spec import Prices
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Row:
     dense: bool
     validity: Validity
     cells: dict[str, Cell]
+    prices: Prices | None = None
     note: int | None = None
-    """Footnote with the reasons of the verdict."""
+    """Footnote with the reasons of the validity."""
 
     def name(self) -> str:
         """Label and mode in one."""
@@ -51,6 +55,8 @@ class Group:
     context: dict[str, str | int]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    shown: frozenset[str]
+    """Keys of the columns that have something to show on paper."""
 
     def heading(self) -> str:
         """The context in one line."""
@@ -63,12 +69,7 @@ class Group:
 
     def section(self, name: Section) -> tuple[Column, ...]:
         """Columns of one section that have something to show."""
-        return tuple(c for c in self.columns if c.section == name and self._shown(c))
-
-    def _shown(self, column: Column) -> bool:
-        return not column.optional or any(
-            row.cells[column.key].value is not None for row in self.rows
-        )
+        return tuple(c for c in self.columns if c.section == name and c.key in self.shown)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def build(joined: Joined) -> Table:
     grouped: dict[str, list[JoinedRow]] = {}
     for row in joined.rows:
         if row.record.status == "ok":
-            grouped.setdefault(_group_key(row.record), []).append(row)
+            grouped.setdefault(group_key(row.record), []).append(row)
     notes: dict[str, int] = {}
     return Table(
         groups=tuple(_group(rows, notes) for rows in grouped.values()),
@@ -112,84 +113,6 @@ def build(joined: Joined) -> Table:
         notes=tuple(notes),
         warnings=joined.warnings,
     )
-
-
-def _group_key(record: Record) -> str:
-    """Same key, same table: what a reader may compare at a glance."""
-    model = record.model
-    return repr(
-        (
-            record.spec.model.name,
-            model and (model.revision, model.tokenizer_sha256, model.dtype),
-            record.device and record.device.name,
-            record.spec.workload,
-            record.prompts and record.prompts.sha256,
-            record.spec.protocol.threads,
-        )
-    )
-
-
-def _group(rows: list[JoinedRow], notes: dict[str, int]) -> Group:
-    first = rows[0].record
-    batches = _batches(row.record for row in rows)
-    extra = tuple(
-        Column(decode_at(batch).name, f"batch {batch}\ntok/s", "batch", "plain")
-        for batch in batches
-    )
-    labels = _labels([row.record for row in rows])
-    return Group(
-        context=_context(first),
-        columns=(*COLUMNS, *extra),
-        rows=tuple(
-            _row(row, label, batches, notes) for row, label in zip(rows, labels, strict=True)
-        ),
-    )
-
-
-def _context(record: Record) -> dict[str, str | int]:
-    spec, model, device = record.spec, record.model, record.device
-    return {
-        "model": clean(spec.model.name),
-        "revision": _short_revision(model.revision) if model else "unknown revision",
-        "baseline": model.baseline.replace("_", " ") if model else "unknown baseline",
-        "dtype": model.dtype if model else "unknown type",
-        "device": clean(device.name) if device else "unknown device",
-        "threads": spec.protocol.threads,
-        "prompt_tokens": spec.workload.prompt_tokens,
-        "new_tokens": spec.workload.new_tokens,
-        "batch": main_batch(record),
-    }
-
-
-def _short_revision(revision: str) -> str:
-    """Twelve digits of a hash are enough to read; names stay whole."""
-    is_hash = len(revision) >= 40 and all(letter in "0123456789abcdef" for letter in revision)
-    return revision[:12] if is_hash else clean(revision)
-
-
-def _batches(records: Iterable[Record]) -> list[int]:
-    """All batch sizes, where there is more than one."""
-    sizes = sorted({size for record in records for size in record.spec.workload.batch_sizes})
-    return sizes if len(sizes) > 1 else []
-
-
-def clean(words: str) -> str:
-    """Names come from files: keep control characters away from terminals."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words.split()))
-
-
-def short_label(record: Record) -> str:
-    """The label without the mode, which has its own column."""
-    return clean(record.label).removesuffix(f" ({record.spec.engine.mode})")
-
-
-def _labels(records: list[Record]) -> list[str]:
-    """Labels that tell the rows apart: equal ones get their digest."""
-    names = [(short_label(record), record.spec.engine.mode) for record in records]
-    return [
-        f"{name[0]} #{record.digest[:6]}" if names.count(name) > 1 else name[0]
-        for name, record in zip(names, records, strict=True)
-    ]
 
 
 def _problem(record: Record) -> Problem:
@@ -203,43 +126,55 @@ def _problem(record: Record) -> Problem:
     )
 
 
-def _row(joined: JoinedRow, label: str, batches: list[int], notes: dict[str, int]) -> Row:
+def _group(joined: list[JoinedRow], notes: dict[str, int]) -> Group:
+    batches = _batches(row.record for row in joined)
+    columns = (
+        *COLUMNS,
+        *(Column(decode_at(b).name, f"batch {b}\ntok/s", "batch", "plain") for b in batches),
+    )
+    names = labels([row.record for row in joined])
+    rows = [_row(row, name, batches) for row, name in zip(joined, names, strict=True)]
+    shown = frozenset(c.key for c in columns if c.section != "files" and _has_news(c, rows))
+    return Group(
+        context=context(joined[0].record),
+        columns=columns,
+        rows=tuple(_with_footnotes(row, shown, notes) for row in rows),
+        shown=shown,
+    )
+
+
+def _batches(records: Iterable[Record]) -> list[int]:
+    """All batch sizes, where there is more than one."""
+    sizes = sorted({size for record in records for size in record.spec.workload.batch_sizes})
+    return sizes if len(sizes) > 1 else []
+
+
+def _has_news(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column is worth its width in this group."""
+    if column.when == "always":
+        return True
+    if column.when == "some number":
+        cells = [row.cells[column.key] for row in rows]
+        return any(cell.value is not None or cell.words for cell in cells)
+    return any(row.prices and getattr(row.prices, column.when) is not None for row in rows)
+
+
+def _row(joined: JoinedRow, label: str, batches: list[int]) -> Row:
     record = joined.record
     cells = {column.key: _cell(column.key, joined) for column in COLUMNS}
     for batch in batches:
         metric = decode_at(batch)
         cells[metric.name] = _no_speed(joined) or _of_metric(metric, record)
-    cells["kl_mean_nats"] = _with_quality_notes(cells["kl_mean_nats"], record, notes)
-    shown = {c.key for c in COLUMNS if c.section != "files"} | (cells.keys() - METRICS.keys())
-    row = Row(
+    cells["kl_mean_nats"] = _with_quality_notes(cells["kl_mean_nats"], record)
+    return Row(
         label=label,
         mode=record.spec.engine.mode,
         digest=record.digest,
         dense=not record.spec.stack,
         validity=joined.validity,
-        cells={k: _numbered(c, notes) if k in shown else c for k, c in cells.items()},
+        cells=cells,
+        prices=record.prices,
     )
-    reasons = "; ".join(map(clean, joined.validity.reasons))
-    return replace(row, note=_number(notes, f"{row.name()}: {reasons}")) if reasons else row
-
-
-def _with_quality_notes(cell: Cell, record: Record, notes: dict[str, int]) -> Cell:
-    """Hang what the quality pass wants said on the distance from the baseline."""
-    if record.quality is None or not record.quality.notes or cell.value is None:
-        return cell
-    told = clean("; ".join(record.quality.notes))
-    return replace(cell, note=_number(notes, told), reason=told)
-
-
-def _number(notes: dict[str, int], sentence: str) -> int:
-    return notes.setdefault(sentence, len(notes) + 1)
-
-
-def _numbered(cell: Cell, notes: dict[str, int]) -> Cell:
-    """Give an unavailable cell a footnote; equal reasons share one."""
-    if cell.kind != "unavailable":
-        return cell
-    return replace(cell, note=_number(notes, clean(cell.reason)))
 
 
 def _cell(key: str, joined: JoinedRow) -> Cell:
@@ -247,11 +182,7 @@ def _cell(key: str, joined: JoinedRow) -> Cell:
         return Cell("reference", reason="decodes one token per step")
     if key in SPEED_KEYS and (refused := _no_speed(joined)) is not None:
         return refused
-    if key == "decode_ratio_to_baseline":
-        return _ratio(joined.record, joined.baseline)
-    if key == "decode_ratio_to_best_dense":
-        return _ratio(joined.record, joined.best_dense)
-    return _of_metric(METRICS[key], joined.record)
+    return derived.of_row(key, joined) or _of_metric(METRICS[key], joined.record)
 
 
 def _no_speed(joined: JoinedRow) -> Cell | None:
@@ -265,20 +196,33 @@ def _of_metric(metric: Metric, record: Record) -> Cell:
     reading = metric.value(record)
     if reading.kind == "unavailable" and reading.reason == IS_BASELINE:
         return REFERENCE
-    return of_reading(reading, stderr=metric.stderr(record))
+    cell = of_reading(reading, stderr=metric.stderr(record))
+    if metric in ENERGY:
+        return derived.with_provenance(cell, reading, record)
+    if metric.unit is Unit.CURRENCY_PER_MTOK and record.prices is not None:
+        return replace(cell, currency=clean(record.prices.currency))
+    return cell
 
 
-def _ratio(record: Record, match: Match) -> Cell:
-    """Ratio of median decode rates; an interval only where both sides have enough repetitions."""
-    if match.record is None:
-        return Cell("unavailable", reason=match.reason)
-    if match.record is record:
-        return REFERENCE
-    metric = METRICS["decode_tokens_per_s"]
-    mine, theirs = metric.samples(record), metric.samples(match.record)
-    if not mine or not theirs:
-        return Cell("unavailable", reason="no decode rate on one of the two sides")
-    found = ratio_of_medians(mine, theirs)
-    if min(len(mine), len(theirs)) < FEWEST_SAMPLES:
-        return Cell("measured", found.value, Unit.RATIO)
-    return Cell("measured", found.value, Unit.RATIO, low=found.low, high=found.high)
+def _with_quality_notes(cell: Cell, record: Record) -> Cell:
+    """Hang what the quality pass wants said on the distance from the baseline."""
+    if record.quality is None or not record.quality.notes or cell.value is None:
+        return cell
+    told = clean("; ".join(record.quality.notes))
+    return replace(cell, remark=told, reason=told)
+
+
+def _with_footnotes(row: Row, shown: frozenset[str], notes: dict[str, int]) -> Row:
+    """Number what the cells that are printed want said; equal sentences share a footnote."""
+
+    def number(sentence: str) -> int:
+        return notes.setdefault(clean(sentence), len(notes) + 1)
+
+    cells = dict(row.cells)
+    for key, cell in row.cells.items():
+        said = cell.reason if cell.kind == "unavailable" else cell.remark
+        if key in shown and said:
+            cells[key] = replace(cell, note=number(said))
+    reasons = "; ".join(row.validity.reasons)
+    note = number(f"{row.name()}: {reasons}") if reasons else None
+    return replace(row, cells=cells, note=note)

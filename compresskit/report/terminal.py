@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compresskit.report.columns import Column, Section
     from compresskit.report.table import Group, Row, Table
 
-_VERDICT = {"VALID": "green", "WARN": "yellow", "INVALID": "bold red"}
+_COLOUR = {"VALID": "green", "WARN": "yellow", "INVALID": "bold red"}
 _LABEL_WIDTH = 28
 
 
@@ -38,8 +38,9 @@ def render(table: Table, console: Console) -> None:
     """Print `table` on `console`."""
     for group in table.groups:
         console.print(Text(group.heading(), style="bold"))
-        _section(group, [_verdicts(group), *_columns(group, "speed")], console)
+        _section(group, [_validities(group), *_columns(group, "speed")], console)
         _section(group, _columns(group, "cost and quality"), console)
+        _section(group, _columns(group, "limits and money"), console)
         _section(group, _columns(group, "batch"), console)
     for problem in table.problems:
         line = Text(f"{problem.label} ({problem.mode}) {problem.status}: ", style="yellow")
@@ -65,12 +66,12 @@ def _cell(row: Row, column: Column) -> Text:
     return Text(text(cell, column.style), style=style)
 
 
-def _verdicts(group: Group) -> _Printed:
+def _validities(group: Group) -> _Printed:
     cells = (
-        Text(f"{row.validity.verdict}{superscript(row.note)}", _VERDICT[row.validity.verdict])
+        Text(f"{row.validity.verdict}{superscript(row.note)}", _COLOUR[row.validity.verdict])
         for row in group.rows
     )
-    return _Printed("verdict", tuple(cells))
+    return _Printed("validity", tuple(cells))
 
 
 def _section(group: Group, columns: list[_Printed], console: Console) -> None:

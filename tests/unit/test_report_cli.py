@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from compresskit.cli.schema import schema
 from compresskit.cli.table import table
 from compresskit.errors import Exit, UsageError
 from compresskit.report import join
-from compresskit.store import save
+from compresskit.store import dumps, load, save
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "records" / "v1"
 
@@ -66,6 +67,25 @@ def test_an_empty_folder_is_a_usage_error(tmp_path):
     assert str(tmp_path) in str(result.exception)
 
 
+def test_prices_on_the_command_line_bring_columns_of_money():
+    bare = invoke("table", str(GOLDEN), "-f", "md").stdout
+    words = ("--price-per-hour", "2.5", "--currency", "CHF")
+    rented = invoke("table", str(GOLDEN), "-f", "md", *words).stdout
+    assert "rent/Mtok out" not in bare
+    assert "rent/Mtok out" in rented
+    assert re.search(r"\| \d+\.\d CHF \|", rented)
+    assert "electricity" not in rented.partition("Prices as given")[0]
+
+
+@pytest.mark.parametrize(
+    "words", [("--price-per-hour", "-1"), ("--price-per-kwh", "nan"), ("--pue", "0.5")]
+)
+def test_a_price_that_makes_no_sense_is_a_usage_error(words):
+    result = invoke("table", str(GOLDEN), *words)
+    assert isinstance(result.exception, UsageError)
+    assert "prices" in str(result.exception)
+
+
 @pytest.mark.parametrize("what", ["record", "spec"])
 def test_the_schema_is_one_document_and_the_same_every_time(what):
     first, second = invoke("schema", what), invoke("schema", what)
@@ -76,7 +96,7 @@ def test_the_schema_is_one_document_and_the_same_every_time(what):
 
 def test_the_printed_schema_accepts_records_and_refuses_other_things():
     validator = jsonschema.Draft202012Validator(json.loads(invoke("schema").stdout))
-    record = json.loads((GOLDEN / "synthetic-int8.json").read_text(encoding="utf-8"))
+    record = json.loads(dumps(load(GOLDEN / "synthetic-int8.json")))
     assert validator.is_valid(record)
     assert not validator.is_valid({**record, "status": "perhaps"})
     del record["spec"]
