@@ -153,14 +153,14 @@ class ProtocolSpec(Frozen):
     passes: Annotated[tuple[PassName, ...], Field(min_length=1)] = ALL_PASSES
     warmups: Annotated[int, Field(ge=0)] = 1
     """Repetitions with the measured shapes that are stored but not counted."""
-    repeats: Annotated[int, Field(ge=1)] = 8
+    repeats: Annotated[int, Field(ge=1)] = 10
     """Samples a side. With the significance asked for (p < 0.002) fewer than seven can never tell
-    two sides apart."""
+    two sides apart, and fewer than ten pairs not under a load that comes and goes."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch; more than one is noisy on shared machines."""
     energy_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Shortest energy window, where a counter exists; 30 for published rows."""
-    energy_windows: Annotated[int, Field(ge=1)] = 8
+    energy_windows: Annotated[int, Field(ge=1)] = 10
     """Windows of each kind (prefill, generate), one a turn."""
     estimate_energy: bool = False
     """Where no counter exists, estimate CPU energy by a documented model; always marked."""

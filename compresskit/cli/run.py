@@ -34,7 +34,7 @@ def run(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size; repeat for several. [default: 1]")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured repetitions.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured repetitions.")] = 10,
     text: Annotated[
         str, typer.Option(help="embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]].")
     ] = "embedded",

@@ -11,8 +11,9 @@ time per token, rates over several repetitions are ratios of totals, and a numbe
 exist is `Unavailable` with its reason, never 0. `Arrival.tokens` counts tokens per row, so rates of
 a batch multiply by `b`; `drafted` and `accepted` are totals over the batch.
 
-To add a metric, add one entry to `SPEED`, `COST` or `QUALITY`: a name that carries the unit, a
-formula id (raise its version when the meaning changes), the raw values per repetition.
+To add a metric, add one entry to the tuple of its file (`SPEED`, `COST`, `MONEY`, ...): a name that
+carries the unit, a formula id (raise its version when the meaning changes), the raw values per
+repetition.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from typing import TYPE_CHECKING
 
 from compresskit.metrics.core import Better, Metric
 from compresskit.metrics.cost import COST
+from compresskit.metrics.energy import ENERGY
 from compresskit.metrics.formulae import Timed
+from compresskit.metrics.memory import MEMORY
+from compresskit.metrics.money import MONEY
 from compresskit.metrics.quality import IS_BASELINE, QUALITY
+from compresskit.metrics.roofline import ROOFLINE
 from compresskit.metrics.speed import SPEED, decode_at, main_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {metric.name: metric for metric in (*SPEED, *COST, *QUALITY)}
+    {metric.name: metric for metric in (*SPEED, *COST, *MEMORY, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)}
 )
 
 __all__ = ["IS_BASELINE", "METRICS", "Better", "Metric", "Timed", "decode_at", "main_batch"]

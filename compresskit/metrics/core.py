@@ -30,6 +30,8 @@ class Metric:
     value: Callable[[Record], Reading]
     stderr: Callable[[Record], float | None] = lambda record: None
     """Standard error of the value, where the record stores one."""
+    first_turns: bool = False
+    """The i-th value belongs to the i-th turn of its block, and there may be fewer than turns."""
 
 
 def missing_from(record: Record, what: str) -> Unavailable:

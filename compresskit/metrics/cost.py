@@ -1,8 +1,8 @@
-"""Cost: bytes held, energy drawn, seconds of setting up."""
+"""Cost: bytes held, seconds of setting up."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from compresskit.metrics.core import Metric, combine, missing_from, stored
 from compresskit.record import Measured, Reading, Unavailable
@@ -11,7 +11,7 @@ from compresskit.units import Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compresskit.record import EnergyWindow, MemoryPass, Record, Setup
+    from compresskit.record import MemoryPass, Record, Setup
 
 
 def _memory(record: Record) -> list[MemoryPass]:
@@ -64,26 +64,6 @@ def _peak(record: Record) -> Reading:
             if name not in _SETUP_PHASES and counter in phase.peaks:
                 readings.append(phase.peaks[counter])
     return combine(readings, max, unit=Unit.BYTE, absent=missing_from(record, "memory"))
-
-
-def _joules_per_token(record: Record, pick: Literal["prefill", "generate"]) -> Reading:
-    """Joules over tokens of all windows of one kind; the tokens are those of the whole batch."""
-    passes = [b.passes.energy for b in record.blocks if b.passes.energy is not None]
-    windows: list[EnergyWindow] = [window for one in passes for window in getattr(one, pick)]
-    total = combine(
-        (window.reading for window in windows),
-        sum,
-        unit=Unit.JOULE_PER_TOKEN,
-        absent=missing_from(record, "energy"),
-    )
-    if isinstance(total, Unavailable):
-        return total
-    if total.value <= 0:
-        return Unavailable(reason="the energy counter did not tick in the window")
-    if any(not window.tokens for window in windows):
-        return Unavailable(reason="the energy window counted no tokens")
-    tokens = sum(window.tokens or 0 for window in windows)
-    return total.model_copy(update={"value": total.value / tokens})
 
 
 def _setup(record: Record, pick: Callable[[Setup], float | None]) -> Reading:
@@ -141,19 +121,5 @@ COST = (
         "lower",
         "compile/1: duration of the first decode step in compiled mode.",
         lambda record: _setup(record, lambda setup: setup.compile_seconds),
-    ),
-    stored(
-        "j_per_output_token",
-        Unit.JOULE_PER_TOKEN,
-        "lower",
-        "j_output/1: gross energy of the generate window, prefill included, per delivered token.",
-        lambda record: _joules_per_token(record, "generate"),
-    ),
-    stored(
-        "j_per_prefill_token",
-        Unit.JOULE_PER_TOKEN,
-        "lower",
-        "j_prefill/1: gross energy of the prefill window per prompt token.",
-        lambda record: _joules_per_token(record, "prefill"),
     ),
 )

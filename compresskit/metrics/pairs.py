@@ -40,6 +40,8 @@ def side_by_side(metric: Metric, one: Record, other: Record) -> Sides:
 
 def _by_round(metric: Metric, record: Record, block: Block) -> dict[int, float]:
     values = metric.samples(record.model_copy(update={"blocks": (block,)}))
-    if len(values) != len(block.turns):
+    # A repetition without the value would shift all later ones; energy windows only end early.
+    early = metric.first_turns and len(values) < len(block.turns)
+    if len(values) != len(block.turns) and not early:
         return {}
-    return {turn.round: value for turn, value in zip(block.turns, values, strict=True)}
+    return {turn.round: value for turn, value in zip(block.turns, values, strict=False)}

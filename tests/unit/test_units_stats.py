@@ -116,3 +116,20 @@ def test_a_ratio_of_nothing_or_of_zero_is_refused(values):
         ratio_of_medians(values, [1.0])
     with pytest.raises(ValueError, match="positive values"):
         ratio_of_medians([1.0], values)
+
+
+@pytest.mark.parametrize("summary", [median, mean, lambda values: percentile(values, 95)])
+@pytest.mark.parametrize("values", [[], [math.nan, 1.0], [math.inf, 1.0]])
+def test_nothing_and_nan_have_no_summary(summary, values):
+    with pytest.raises(ValueError, match=r"no values|not a finite number"):
+        summary(values)
+
+
+@pytest.mark.parametrize("spread", [standard_error, coefficient_of_variation])
+def test_nan_has_no_spread(spread):
+    with pytest.raises(ValueError, match="not a finite number"):
+        spread([math.nan, 1.0])
+
+
+def test_one_value_is_its_own_summary():
+    assert (median([2.5]), mean([2.5]), percentile([2.5], 99)) == (2.5, 2.5, 2.5)

@@ -2,42 +2,36 @@
 
 `find(device)` returns the counter for a device. A machine without one gets a `Null` counter
 whose every reading is unavailable with that reason: code that meters energy never asks `if`.
+
+    CUDA device   NVML's counter, else NVML's power integrated, else zeus (AMD, Jetson)
+    CPU           RAPL, else zeus (Apple, Jetson)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from compresskit.measure.counters.null import Null
 from compresskit.measure.counters.nvml import open_nvml
+from compresskit.measure.counters.protocol import AbstractCounter
 from compresskit.measure.counters.rapl import open_rapl
+from compresskit.measure.counters.zeus import open_zeus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compresskit.device import Device
 
 
-class EnergyCounter(Protocol):
-    """Cumulated energy of one scope."""
-
-    @property
-    def source(self) -> str:
-        """Name of the counter."""
-
-    @property
-    def scope(self) -> str:
-        """What the counter covers: gpu, package ..."""
-
-    def joules(self) -> float | None:
-        """Energy since an arbitrary origin, or None where there is no counter."""
-
-    def reason(self) -> str:
-        """Why there is no reading."""
+def find(device: Device, ordinals: Sequence[int] = (0,)) -> AbstractCounter:
+    """The counter that covers `device`; `ordinals` are torch's numbers of the GPUs in use."""
+    native = open_nvml(ordinals) if device.kind == "cuda" else open_rapl()
+    if not isinstance(native, str):
+        return native
+    other = open_zeus(device.kind, ordinals)
+    if other is None:
+        return Null(native)
+    return Null(f"{native}; {other}") if isinstance(other, str) else other
 
 
-def find(device: Device) -> EnergyCounter:
-    """The counter that covers `device`: NVML for CUDA, RAPL for the CPU."""
-    found = open_nvml() if device.kind == "cuda" else open_rapl()
-    return Null(found) if isinstance(found, str) else found
-
-
-__all__ = ["EnergyCounter", "Null", "find"]
+__all__ = ["AbstractCounter", "Null", "find"]

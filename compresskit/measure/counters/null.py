@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import final
+
+from compresskit.measure.counters.protocol import AbstractCounter
 
 
-@dataclass(frozen=True)
-class Null:
+@final
+class Null(AbstractCounter):
     """Never reads; knows why."""
 
-    why: str
-    source: str = "none"
-    scope: str = "none"
+    source = "none"
+    scope = "none"
 
-    def joules(self) -> float | None:
+    def __init__(self, why: str) -> None:
+        """Remember the reason."""
+        self.why = why
+
+    def parts(self) -> tuple[float, ...] | None:
         """No reading, ever."""
         return None
 

@@ -1,62 +1,91 @@
-"""Energy of the GPU board from NVML's cumulative counter (Volta and later).
+"""Energy of the GPUs from NVML: the cumulative counter, else their power sensor.
 
 `nvmlDeviceGetTotalEnergyConsumption` counts millijoules since the driver was loaded, for the
-whole board. A MIG slice would show the whole GPU's energy, so it is refused.
+whole board, from Volta on. Where a board or a virtual GPU lacks it, its power is integrated and
+the readings say so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
+
+from compresskit.measure.counters.protocol import AbstractCounter
+from compresskit.measure.nvml import Gpu, open_gpus, power_watts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
-@dataclass(frozen=True)
-class Nvml:
-    """NVML's energy counter of one GPU."""
+class _OfGpus(AbstractCounter):
+    scope = "gpu"
 
-    handle: Any
-    pynvml: Any
-    source: str = "nvml_counter"
-    scope: str = "gpu"
+    def __init__(self, gpus: tuple[Gpu, ...]) -> None:
+        """Cover `gpus`: all that the run uses."""
+        self.gpus = gpus
+        self.devices = tuple(gpu.device for gpu in gpus)
 
-    def joules(self) -> float | None:
-        """Cumulated energy in joules; None if the driver stops answering."""
-        try:
-            millijoules: int = self.pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
-        except self.pynvml.NVMLError:
-            return None
-        return millijoules / 1000
+    def watts(self) -> float | None:
+        """Power of all boards now; None if one of them does not tell."""
+        powers = [power_watts(gpu) for gpu in self.gpus]
+        known = [power for power in powers if power is not None]
+        return sum(known) if len(known) == len(powers) else None
+
+
+@final
+class Nvml(_OfGpus):
+    """NVML's energy counters."""
+
+    source = "nvml_counter"
+
+    def parts(self) -> tuple[float, ...] | None:
+        """Joules of each board since its driver was loaded; None if one stops answering."""
+        joules = []
+        for gpu in self.gpus:
+            millijoules = gpu.ask("nvmlDeviceGetTotalEnergyConsumption")
+            if millijoules is None:
+                return None
+            joules.append(millijoules / 1000)
+        return tuple(joules)
 
     def reason(self) -> str:
         """Why a reading may be missing."""
         return "NVML energy counter did not answer"
 
 
-def open_nvml() -> Nvml | str:
-    """Return the counter of the first visible GPU, or the reason why there is none."""
-    import pynvml
+@final
+class NvmlPower(_OfGpus):
+    """NVML's power sensors, to be integrated over time."""
 
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index())
-    except pynvml.NVMLError as error:
-        return f"no NVML: {error}"
-    try:
-        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError:
-        current = 0
-    if current:
-        return "MIG is on: NVML's counter covers the whole GPU, not the slice"
-    try:
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError as error:
-        return f"NVML energy counter not supported: {error}"
-    return Nvml(handle, pynvml)
+    source = "nvml_power_integral"
+    cumulates = False
+
+    def parts(self) -> tuple[float, ...] | None:
+        """Nothing is cumulated here."""
+        return None
+
+    def answers(self) -> bool:
+        """Whether the sensors tell a power just now."""
+        return self.watts() is not None
+
+    def reason(self) -> str:
+        """Why a reading may be missing."""
+        return "NVML power sensor did not answer"
 
 
-def _physical_index() -> int:
-    """NVML counts physical devices; CUDA_VISIBLE_DEVICES may renumber them for torch."""
-    import os
-
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return int(first) if first.isdigit() else 0
+def open_nvml(
+    ordinals: Sequence[int] = (0,),
+    *,
+    nvml: Any = None,
+    uuid_of: Callable[[int], str | None] | None = None,
+) -> Nvml | NvmlPower | str:
+    """Return the counter of the GPUs that torch calls `cuda:<ordinal>`, or why there is none."""
+    gpus = open_gpus(ordinals, nvml=nvml, uuid_of=uuid_of)
+    if isinstance(gpus, str):
+        return gpus
+    counter = Nvml(gpus)
+    if counter.parts() is not None:
+        return counter
+    power = NvmlPower(gpus)
+    if power.watts() is not None:
+        return power
+    return "NVML gives neither energy nor power for this GPU"
