@@ -12,12 +12,16 @@ from typing import Annotated
 import typer
 
 import compresskit
+from compresskit.cli.calibrate import calibrate
 from compresskit.cli.demo import demo
 from compresskit.cli.doctor import doctor
 from compresskit.cli.evaluate import evaluate
 from compresskit.cli.explain import explain
+from compresskit.cli.export import export
 from compresskit.cli.generate import generate
+from compresskit.cli.import_ import import_
 from compresskit.cli.listing import methods, models
+from compresskit.cli.memory import memory
 from compresskit.cli.run import run
 from compresskit.cli.schema import schema
 from compresskit.cli.table import table
@@ -56,8 +60,23 @@ def root(
     """
 
 
-for command in (demo, run, table, methods, models, explain, generate, evaluate, doctor, schema):
+for command in (
+    demo,
+    run,
+    table,
+    memory,
+    methods,
+    models,
+    explain,
+    generate,
+    evaluate,
+    doctor,
+    schema,
+    calibrate,
+):
     app.command()(command)
+app.command("export")(export)
+app.command("import")(import_)
 
 
 def main() -> None:

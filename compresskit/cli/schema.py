@@ -13,14 +13,15 @@ class What(StrEnum):
 
     RECORD = "record"
     SPEC = "spec"
+    PEER = "peer"
 
 
 def schema(
     what: Annotated[
-        What, typer.Argument(help="record: a stored result; spec: a run.")
+        What, typer.Argument(help="record: a stored result; spec: a run; peer: an imported result.")
     ] = What.RECORD,
 ) -> None:
-    """Print the JSON Schema of a record or of a run spec.
+    """Print the JSON Schema of a record, of a run spec or of an imported result.
 
     [bold]Example[/bold]
 
@@ -28,12 +29,15 @@ def schema(
     """
     import json
 
+    from pydantic import BaseModel
+
+    from compresskit.exchange.peers import Peer
     from compresskit.record import Record
     from compresskit.spec import RunSpec
 
-    model = Record if what is What.RECORD else RunSpec
+    models: dict[What, type[BaseModel]] = {What.RECORD: Record, What.SPEC: RunSpec, What.PEER: Peer}
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **model.model_json_schema(mode="validation"),
+        **models[what].model_json_schema(mode="validation"),
     }
     print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))

@@ -57,7 +57,8 @@ def table(
     """Print stored records as a table, each beside its dense baseline.
 
     Records that cannot be read are left out with a warning on stderr. The exit code is 3 when no
-    record holds a valid result. Money and carbon are shown where the suite (`[prices]`) or a flag
+    record holds a valid result. Results imported from other tools (*.peer.json) stand in a table of
+    their own, marked with their source. Money and carbon are shown where the suite (`[prices]`) or a flag
     gives a price; a flag stands in for what the record says.
 
     [bold]Examples[/bold]
@@ -74,6 +75,7 @@ def table(
     from rich.console import Console
 
     from compresskit.errors import Exit
+    from compresskit.exchange import peers, table as foreign
     from compresskit.report import csv, document, join, markdown, table as tables, terminal
 
     given = {
@@ -84,17 +86,29 @@ def table(
         "currency": currency,
     }
     prices = {key: value for key, value in given.items() if value is not None}
-    built = tables.build(join.load(paths, prices))
+    imported, unread = peers.find(paths)
+    own = [path for path in paths if not path.name.endswith(peers.SUFFIX)]
+    built = tables.build(join.load(own, prices) if own else join.Joined(()))
+    warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())
+        foreign.rich(imported, Console())
     elif format is Format.MARKDOWN:
         print(markdown.render(built), end="")
+        if imported:
+            print("\n" + foreign.markdown(imported), end="")
     elif format is Format.CSV:
         print(csv.render(built), end="")
+        if imported:
+            warnings.append(
+                "imported results have columns of their own: compresskit import FILE --show -f csv"
+            )
     else:
-        print(json.dumps(document.render(built), allow_nan=False, ensure_ascii=False, indent=1))
+        tree = {**document.render(built), "imported": foreign.document(imported)}
+        print(json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=1))
     if format is not Format.RICH:
-        for warning in built.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    if built.all_invalid():
+        warnings = [*built.warnings, *warnings]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if own and built.all_invalid():
         raise typer.Exit(Exit.INVALID)

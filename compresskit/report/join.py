@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _NO_PRICES: Mapping[str, float | str] = MappingProxyType({})
 _HEADLINE = METRICS["decode_tokens_per_s"]
-_NOT_RECORDS = frozenset({"machine.json", "interleaved.json"})
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,19 @@ def load(paths: Sequence[Path], prices: Mapping[str, float | str] = _NO_PRICES) 
     found: list[Record] = []
     seen: dict[tuple[str, str], list[Record]] = {}
     warnings: list[str] = []
-    for path in _files(paths):
-        try:
-            one = store.load(path)
-        except RecordError as error:
-            warnings.append(f"left out: {error}")
-            continue
-        one = repriced(one, prices)
-        # Whole records are compared only where they might be copies.
-        alike = seen.setdefault((one.digest, one.started_at), [])
-        if one not in alike:
-            alike.append(one)
-            found.append(one)
+    with store.many():
+        for path in _files(paths):
+            try:
+                one = store.load(path)
+            except RecordError as error:
+                warnings.append(f"left out: {error}")
+                continue
+            one = repriced(one, prices)
+            # Whole records are compared only where they might be copies.
+            alike = seen.setdefault((one.digest, one.started_at), [])
+            if one not in alike:
+                alike.append(one)
+                found.append(one)
     if not found:
         where = ", ".join(map(str, paths))
         if warnings:
@@ -99,14 +99,9 @@ def load(paths: Sequence[Path], prices: Mapping[str, float | str] = _NO_PRICES) 
 def _files(paths: Sequence[Path]) -> list[Path]:
     files: dict[Path, None] = {}
     for path in paths:
-        if path.is_dir():
-            for child in sorted(path.rglob("*.json")):
-                if child.name not in _NOT_RECORDS and not child.name.startswith("."):
-                    files[child] = None
-        elif path.exists():
-            files[path] = None
-        else:
+        if not path.exists():
             raise UsageError(f"{path}: no such file or folder.")
+        files.update(dict.fromkeys(store.files(path)))
     return list(files)
 
 

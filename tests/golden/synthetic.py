@@ -1,9 +1,10 @@
-"""Write the synthetic records of `records/v1`: invented numbers, no machine ever gave them.
+"""Write the synthetic records of `records/v2`: invented numbers, no machine ever gave them.
 
     python tests/golden/synthetic.py
 
-The files are the golden ones, not this script: a record of schema 1 must stay readable for ever.
-Run it only while schema 1 is not released; a new schema gets a folder of its own.
+The files are the golden ones, not this script: a record of every schema must stay readable for ever,
+and `records/SHA256SUMS` says that no file was touched. What exists is never written again; a new
+schema gets a folder of its own, and this script then writes that one.
 """
 
 from __future__ import annotations
@@ -21,30 +22,35 @@ from compresskit.record import (
     Environment,
     Estimated,
     Fidelity,
+    GpuState,
     GreedyComparison,
     LatencyPass,
     Likelihood,
+    Limits,
     Measured,
     MemoryPass,
     ModelFacts,
     Passes,
+    Phase,
     Quality,
     Record,
     Sample,
     Setup,
+    Telemetry,
     TextFacts,
     ThroughputPass,
+    Turn,
     Unavailable,
 )
-from compresskit.spec import MethodSpec, RunSpec
+from compresskit.spec import MethodSpec, Prices, RunSpec
 from compresskit.store import dumps
 from compresskit.units import Unit
 from compresskit.validity import judge
 
-FOLDER = Path(__file__).parent / "records" / "v1"
-PROMPT, NEW, REPEATS, WARMUPS = 32, 16, 5, 1
+FOLDER = Path(__file__).parent / "records" / "v2"
+PROMPT, NEW, REPEATS, WARMUPS = 32, 16, 8, 1
 # Relative duration of the repetitions: small, without a trend, the same for every run.
-JITTER = (1.00, 1.02, 0.99, 1.01, 0.98)
+JITTER = (1.00, 1.02, 0.99, 1.01, 0.98, 1.01, 0.99, 1.00)
 TEXT = TextFacts(source="embedded", sha256="0" * 64, tokens=4096, bytes=16384)
 NO_COUNTER = Unavailable(reason="no energy counter: RAPL not readable, no NVML")
 
@@ -72,6 +78,32 @@ def sample(ttft: float, tpot: float, chunks: list[int], factor: float) -> Sample
         forwards=1 + len(chunks),
         drafted=4 * len(chunks) if speculated else 0,
         accepted=sum(chunks) - len(chunks) if speculated else 0,
+        waited=0.0,
+        tokens_sha256="2" * 64,
+    )
+
+
+def windows(kind: str, joules: float | None, tokens: int) -> tuple[EnergyWindow, ...]:
+    """Eight windows of 10 s read from a counter that ticks every 100 ms; `joules` None: no counter."""
+    if joules is None:
+        return (EnergyWindow(reading=NO_COUNTER),) * len(JITTER)
+    return tuple(
+        EnergyWindow(
+            reading=Measured(value=spent, unit=Unit.JOULE, source="rapl"),
+            window_seconds=10.0,
+            tokens=tokens,
+            reads=((0.0, 1000.0), (10.0, 1000.0 + spent)),
+            scope="package",
+            devices=("3" * 12,),
+            ticks=100,
+            tick_seconds=0.1,
+            quantisation=0.01,
+            integrated=Measured(value=spent * 1.01, unit=Unit.JOULE, source="power"),
+            domains={"dram": Measured(value=spent / 10, unit=Unit.JOULE, source="rapl")}
+            if kind == "generate"
+            else {},
+        )
+        for spent in (joules * factor for factor in JITTER)
     )
 
 
@@ -83,7 +115,8 @@ def passes(
     batched: bool = True,
     weights: dict[str, int],
     cache: int,
-    energy: Any = NO_COUNTER,
+    joules: float | None = None,
+    estimate: Any = None,
     speed: bool = True,
 ) -> Passes:
     """All passes of a run; decode steps of batch 4 take 1.6 times as long as those of batch 1."""
@@ -120,9 +153,16 @@ def passes(
         )
     )
     held = float(sum(weights.values()))
-    peaks: dict[str, Any] = {
-        f"rss/{window}": Measured(value=held * factor, unit=Unit.BYTE, source="VmHWM")
-        for window, factor in (("load", 3.0), ("apply", 2.0), ("prefill", 1.5), ("decode", 1.25))
+    phases = {
+        window: Phase(
+            peaks={"rss": Measured(value=held * factor, unit=Unit.BYTE, source="VmHWM")},
+            counter="rss",
+            parts={
+                "runtime": Measured(value=held / 10, unit=Unit.BYTE, source="VmRSS before loading"),
+                "weights": Measured(value=held, unit=Unit.BYTE, source="storage bytes"),
+            },
+        )
+        for window, factor in (("load", 3.0), ("compress", 2.0), ("prefill", 1.5), ("decode", 1.25))
     }
     return Passes(
         latency=LatencyPass(batch=1, **series(1.0)) if speed else None,
@@ -132,12 +172,16 @@ def passes(
             tokens_in_cache=PROMPT + NEW - 1,
             weights_bytes=weights,
             parameters=100_000_000,
-            cache_bytes=cache * (PROMPT + NEW - 1),
-            peaks=peaks,
+            cache_bytes={"keys_values": cache * (PROMPT + NEW - 1)},
+            moved_bytes={"weights": int(held), "cache": cache * (PROMPT + NEW - 1)},
+            phases=phases,
         ),
         energy=EnergyPass(
-            prefill=EnergyWindow(reading=energy, tokens=32_000, window_seconds=10.0),
-            generate=EnergyWindow(reading=energy, tokens=400, window_seconds=10.0),
+            prefill=windows("prefill", joules, 32_000),
+            generate=windows("generate", joules, 400)
+            if estimate is None
+            else (EnergyWindow(reading=estimate, window_seconds=10.0, tokens=400),),
+            idle=windows("idle", None if joules is None else joules / 4, 0)[0],
             prompt_tokens=PROMPT,
             new_tokens=NEW,
         )
@@ -158,6 +202,8 @@ def quality(nll: float, *, kl: float | None, top1: float = 1.0, baseline: str = 
         nll_stderr=0.02,
         perplexity=2.718281828459045**nll,
         bits_per_byte=nll / 4 / 0.6931471805599453,
+        window_nll=(nll - 0.02, nll + 0.02),
+        window_tokens=(2048, 2048),
     )
     if kl is None:
         return Quality(likelihood=likelihood, seconds=1.0)
@@ -173,6 +219,9 @@ def quality(nll: float, *, kl: float | None, top1: float = 1.0, baseline: str = 
             delta_nll=nll - dense,
             delta_nll_stderr=0.001 if kl else 0.0,
             baseline_nll=dense,
+            window_kl=(kl * 0.9, kl * 1.1),
+            window_top1=(round(2048 * top1), round(2048 * top1)),
+            window_tokens=(2048, 2048),
         ),
         greedy=GreedyComparison(
             prompts=4,
@@ -180,6 +229,7 @@ def quality(nll: float, *, kl: float | None, top1: float = 1.0, baseline: str = 
             exact_match=0.5 if kl else 1.0,
             first_divergence=(12, None, 30, None) if kl else (None, None, None, None),
             length_ratio=1.0,
+            outputs_sha256=("4" * 64,) * 4,
         ),
         seconds=2.0,
     )
@@ -200,7 +250,23 @@ def record(one: RunSpec, *, status: str = "ok", **fields: Any) -> Record:
             tokenizer_sha256="1" * 64,
         ),
         "prompts": TEXT,
-        "setup": Setup(load_seconds=1.5, apply_seconds=0.5 if one.stack else 0.0),
+        "setup": Setup(
+            load_seconds=1.5,
+            apply_seconds=0.5 if one.stack else 0.0,
+            energy=NO_COUNTER,
+            calibration_tokens=0,
+        ),
+        "limits": Limits(
+            copy_bytes_per_second=Measured(value=2e10, unit=Unit.BYTE_PER_SECOND, source="copy"),
+            matmul_flops_per_second=Measured(
+                value=2e11, unit=Unit.FLOP_PER_SECOND, source="matmul"
+            ),
+            dispatch_seconds=Measured(value=5e-6, unit=Unit.SECOND, source="add"),
+            threads=1,
+            dtype="bfloat16",
+            measured_at="2026-01-01T00:00:00Z",
+        ),
+        "prices": Prices(per_hour=2.5, per_kwh=0.1, pue=1.2, source="invented"),
     }
     built = Record(
         digest=one.digest(),
@@ -222,9 +288,30 @@ def record(one: RunSpec, *, status: str = "ok", **fields: Any) -> Record:
     return built.model_copy(update={"validity": judge(built)})
 
 
-def block(done: Passes) -> tuple[Block, ...]:
-    """One block on a quiet machine."""
-    return (Block(started_at="2026-01-01T00:00:00Z", passes=done, load_average=(0.9, 0.8, 0.7)),)
+def block(done: Passes, *, side: int | None = None) -> tuple[Block, ...]:
+    """One block on a quiet machine; with `side`, a turn per repetition of one interleaved session."""
+    turns = tuple(
+        Turn(
+            round=n, position=(n + side) % 2, started=100.0 + 2 * n + side, yardstick=0.01 * factor
+        )
+        for n, factor in enumerate(JITTER)
+        if side is not None
+    )
+    gpu = GpuState(device="5" * 12, temperature_c=40.0, throttle=(), foreign_processes=0)
+    states = (
+        Telemetry(seconds=0.0, load_average=0.9, cpu_mhz=3000.0),
+        Telemetry(seconds=30.0, load_average=0.8, gpus=(gpu,)),
+    )
+    return (
+        Block(
+            pair=None if side is None else "synthetic-session",
+            turns=turns,
+            started_at="2026-01-01T00:00:00Z",
+            passes=done,
+            load_average=(0.9, 0.8, 0.7),
+            telemetry=states,
+        ),
+    )
 
 
 def build() -> dict[str, Record]:
@@ -239,14 +326,29 @@ def build() -> dict[str, Record]:
         "dense": record(
             spec(),
             blocks=block(
-                passes(ttft=0.1, step=0.05, chunks=one_by_one, weights=bf16, cache=24_576)
+                passes(
+                    ttft=0.1,
+                    step=0.05,
+                    chunks=one_by_one,
+                    weights=bf16,
+                    cache=24_576,
+                    joules=120.0,
+                ),
+                side=0,
             ),
             quality=quality(3.0, kl=None),
         ),
         "dense-prepacked": record(
             spec(mode="prepacked"),
             blocks=block(
-                passes(ttft=0.08, step=0.04, chunks=one_by_one, weights=bf16, cache=24_576)
+                passes(
+                    ttft=0.08,
+                    step=0.04,
+                    chunks=one_by_one,
+                    weights=bf16,
+                    cache=24_576,
+                    estimate=estimate,
+                )
             ),
             quality=quality(3.0, kl=0.0, baseline=base),
             kernels={"dense_linear": "onednn"},
@@ -260,8 +362,9 @@ def build() -> dict[str, Record]:
                     chunks=one_by_one,
                     weights={"packed": 90_000_000, "scales": 2_000_000, "dense": 20_000_000},
                     cache=24_576,
-                    energy=estimate,
-                )
+                    joules=60.0,
+                ),
+                side=1,
             ),
             quality=quality(3.002, kl=0.0015, top1=0.985, baseline=base),
             kernels={"int8_matmul": "reference"},
@@ -321,4 +424,6 @@ def build() -> dict[str, Record]:
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, built in build().items():
-        (FOLDER / f"synthetic-{name}.json").write_text(dumps(built), encoding="utf-8")
+        path = FOLDER / f"synthetic-{name}.json"
+        if not path.exists():
+            path.write_text(dumps(built), encoding="utf-8")

@@ -15,7 +15,7 @@ from compresskit.report import csv, document, join, markdown, reading, table, te
 from compresskit.store import dumps, load
 from compresskit.validity import judge
 
-RECORDS = Path(__file__).parent / "records" / "v1"
+RECORDS = Path(__file__).parent / "records" / "v2"
 PATHS = sorted(RECORDS.glob("*.json"))
 
 
@@ -31,7 +31,7 @@ def _printed(built, width: int) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_a_record_of_schema_1_is_read_back_unchanged(path):
+def test_a_record_of_todays_schema_is_read_back_unchanged(path):
     assert dumps(load(path)) == path.read_text(encoding="utf-8")
 
 
