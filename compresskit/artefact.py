@@ -16,10 +16,13 @@ import torch
 
 from compresskit import catalogue, device as devices, stack, workload
 from compresskit.hf import load
+from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
+from compresskit.measure import counters, energy
+from compresskit.measure.accounts import Accounts, runtime
 from compresskit.measure.memory import PeakMeter
 from compresskit.method import Context
-from compresskit.record import Phase, Setup
+from compresskit.record import Setup
 from compresskit.traits import INITIAL, Trait
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from compresskit.device import Device
     from compresskit.engine import AbstractEngine
     from compresskit.method import Placed
+    from compresskit.record import Phase
     from compresskit.spec import ModelSpec, RunSpec
     from compresskit.system import System
 
@@ -100,7 +104,7 @@ class Opened:
     system: System
     setup: Setup
     phases: dict[str, Phase]
-    """Memory peaks of loading and compressing."""
+    """Memory of loading and compressing."""
     parameters: int
     traits: frozenset[Trait]
 
@@ -115,29 +119,41 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     traits = plan.check()
     torch.set_num_threads(plan.spec.protocol.threads)
     torch.manual_seed(plan.spec.seed)
+    notify("load", plan.source.name)
+    # The code of the architecture is the process's, not the weights': neither its bytes nor its
+    # seconds are charged to the load.
+    import_architecture(plan.source.path)
     meter = PeakMeter(plan.device)
     meter.start()
-    notify("load", plan.source.name)
-    began = time.perf_counter()
+    books = Accounts(plan.device, runtime())
+    meter_energy = energy.metered(
+        counters.find(plan.device), synchronize=devices.synchronizer(plan.device)
+    )
     # Models that a method loads (a draft, a student) live as long as the target does.
-    with ExitStack() as models:
+    with ExitStack() as models, ExitStack() as setting_up:
+        drawn = setting_up.enter_context(meter_energy)
+        began = time.perf_counter()
         bare = models.enter_context(
             plan.engine.open(plan.source.path, plan.spec.model, plan.device)
         )
         loaded_at = time.perf_counter()
-        phases = {"load": Phase(peaks=meter.read())}
+        phases = {"load": books.phase(meter.read(), bare.model)}
         parameters = sum(p.numel() for p in bare.model.parameters())
         meter.start()
         notify("apply", plan.spec.label())
+        applied_from = time.perf_counter()
         calibrated: list[int] = []
         context = _context(plan, bare, models, calibrated)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
         gc.collect()
-        phases["compress"] = Phase(peaks=meter.read())
+        applied_at = time.perf_counter()
+        setting_up.close()
+        phases["compress"] = books.phase(meter.read(), system.model, system.step)
         setup = Setup(
             load_seconds=loaded_at - began,
-            apply_seconds=time.perf_counter() - loaded_at,
+            apply_seconds=applied_at - applied_from,
             calibration_tokens=sum(calibrated),
+            energy=drawn.stored().reading,
         )
         yield Opened(system, setup, phases, parameters, traits)
 

@@ -112,8 +112,10 @@ class Phase(Stored):
     counter: str | None = None
     """The peak that `parts` explain; null where no attribution was tried."""
     parts: dict[str, Reading] = Field(default_factory=dict)
-    """What that peak is made of, in bytes: runtime, weights, cache, activations, workspace, slack.
-    Peak minus parts is shown as `unattributed`; it is never forced to zero."""
+    """What that peak is made of, in bytes: runtime, weights, cache, activations, workspace, slack; on
+    a CPU also libraries (pages of mapped code), checkpoint (pages of the mapped model file that no
+    weight uses any more) and compiler (what building graphs took). Peak minus parts is shown as
+    `unattributed`; it is never forced to zero."""
 
 
 class MemoryPass(Stored):
@@ -132,6 +134,9 @@ class MemoryPass(Stored):
     moved_bytes: dict[str, int] | None = None
     """Bytes that one decode step at this batch and cache length has to read: weights (an embedding
     only where it is also the head; of a mixture only the active experts), cache."""
+    operations_per_step: int | None = None
+    """Operations that torch dispatches in the last decode step, views left out; null where a step is
+    a compiled graph, which dispatches none."""
     phases: dict[str, Phase] = Field(default_factory=dict)
 
 

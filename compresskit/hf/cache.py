@@ -5,8 +5,9 @@ own and leaves the rest (sliding windows, recurrent states, shared layers) as th
 
     config ──► DynamicCache(config) ──► [full, sliding, full] ──► [ours, sliding, ours]
 
-To write a cache method, subclass `Layer`, list in `tensors` what it holds, and implement `update`.
-Resetting, beam reordering, batching and cropping then cover all of it.
+To write a cache method, subclass `Layer`, list in `tensors` what it holds, say in `holds` what that
+is called in the accounts, and implement `update`. Resetting, beam reordering, batching and cropping
+then cover all of it.
 
 transformers is followed from 5.17 to 5.23 by letting `DynamicCache` read the config: how it
 describes layer types changed in between, which class a full-attention layer has did not.
@@ -15,6 +16,7 @@ describes layer types changed in between, which class a full-attention layer has
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCa
 from compresskit.errors import Conflict, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedConfig
 
@@ -31,12 +33,16 @@ if TYPE_CHECKING:
 
 TOKENS = -2
 """Dimension that counts tokens in every tensor of a layer: `[B, K, S, *]`."""
+KEYS_VALUES: Mapping[str, str] = MappingProxyType({"keys": "keys_values", "values": "keys_values"})
+"""What the tensors of transformers' own layers are; what has another name there is `other`."""
 
 
 class Layer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """A cache layer that holds the tensors named in `tensors`, each `[B, K, S, *]`."""
 
     tensors: ClassVar[tuple[str, ...]] = ("keys", "values")
+    holds: ClassVar[Mapping[str, str]] = KEYS_VALUES
+    """Attribute -> what its bytes are (codes, scales, residual, index); the rest is `other`."""
 
     # None until the first `update`, as in transformers.
     keys: torch.Tensor
@@ -197,17 +203,39 @@ def _cannot(layer: Any, index: int, reason: str) -> str:
     return f"cache layer {index} ({type(layer).__name__}) cannot take tokens back: {reason}."
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Bytes of memory that the layers keep alive: whole storages, each counted once.
+def cache_bytes(*caches: Cache) -> dict[str, int]:
+    """Bytes of memory that the layers of `caches` keep alive, by what they are, each counted once.
 
-    A view keeps its whole storage, so a layer that cropped without copying is charged for it.
+    A layer says what its tensors are in `holds`; whatever else it keeps is `other`. A view keeps its
+    whole storage alive: the part that no tensor of the layers shows is `slack`, so that a layer
+    which cropped without copying is charged for it.
     """
-    storages = {}
-    for layer in cache.layers:
-        for tensor in _tensors(vars(layer)):
-            storage = tensor.untyped_storage()
-            storages[tensor.device, storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    held: dict[str, int] = {}
+    left: dict[tuple[torch.device, int], int] = {}
+    for kind, tensor in _named_tensors(caches):
+        storage = tensor.untyped_storage()
+        key = tensor.device, storage.data_ptr()
+        # Tensors that overlap share what is there; the first one is charged.
+        rest = left.get(key, storage.nbytes())
+        shown = min(tensor.numel() * tensor.element_size(), rest)
+        left[key] = rest - shown
+        if shown:
+            held[kind] = held.get(kind, 0) + shown
+    slack = sum(left.values())
+    return {**held, "slack": slack} if slack else held
+
+
+def _named_tensors(caches: Iterable[Cache]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every distinct tensor with its kind, the named ones first: they are charged before others."""
+    distinct: dict[tuple[int, int, torch.Size], tuple[str, torch.Tensor]] = {}
+    for cache in caches:
+        for part in (cache, *cache.layers):
+            holds = getattr(part, "holds", KEYS_VALUES)
+            for name, value in vars(part).items():
+                for tensor in _tensors(value):
+                    same = tensor.untyped_storage().data_ptr(), tensor.data_ptr(), tensor.shape
+                    distinct.setdefault(same, (holds.get(name, "other"), tensor))
+    yield from sorted(distinct.values(), key=lambda one: one[0] == "other")
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compresskit.errors import Conflict
 from compresskit.hf.cache import static
+from compresskit.hf.modules import release_freed
 from compresskit.hf.step import eager_step
 
 SLOTS = 128
@@ -31,7 +33,7 @@ GRAPHS = 64
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from compresskit.system import Step, System
+    from compresskit.system import System
 
 
 def compile_decode(system: System) -> System:
@@ -44,7 +46,7 @@ def compile_decode(system: System) -> System:
     return replace(
         system,
         new_cache=lambda capacity: static(config, -(-capacity // SLOTS) * SLOTS),
-        step=compiled_step(system.model, system.device.kind),
+        step=CompiledStep(system.model, system.device.kind),
         kernels={**system.kernels, "decode_step": f"torch.compile ({_how(system.device.kind)})"},
     )
 
@@ -53,13 +55,23 @@ def _how(kind: str) -> str:
     return "inductor, frozen weights" if kind == "cpu" else "CUDA graphs"
 
 
-def compiled_step(model: Any, kind: str) -> Step:
+class CompiledStep:
     """One-token steps go through the compiled forward, all others through the eager one."""
-    eager = eager_step(model)
-    compiled = _compile(model, kind)
-    known: set[tuple[int, int, bool]] = set()
 
-    def step(
+    def __init__(self, model: Any, kind: str) -> None:
+        """Wrap `model`; a graph is built when the first step of its shape is taken."""
+        self.kind = kind
+        self.built_bytes: int | None = 0
+        """Anonymous memory that building the graphs has taken, their constants included; None where
+        the system does not tell. It is the compiler's code, its caches and the graphs."""
+        self._modules: list[Any] = []
+        self._known: set[tuple[int, int, bool]] = set()
+        self._eager = eager_step(model)
+        with self._noted():
+            self._compiled = _compile(model, kind)
+
+    def __call__(
+        self,
         tokens: torch.Tensor,
         cache: Any,
         *,
@@ -67,6 +79,7 @@ def compiled_step(model: Any, kind: str) -> Step:
         positions: torch.Tensor | None = None,
         keep: int = 1,
     ) -> torch.Tensor:
+        """Return logits, as every `Step`."""
         logits: torch.Tensor
         seen = int(cache.get_seq_length())
         if positions is None:
@@ -76,8 +89,8 @@ def compiled_step(model: Any, kind: str) -> Step:
                 0
             )
         if tokens.shape[1] > 1 or seen == 0:
-            logits = eager(tokens, cache, mask=mask, positions=positions, keep=keep)
-            if kind == "cpu":
+            logits = self._eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+            if self.kind == "cpu":
                 _unmark(cache)
             return logits
         capacity = cache.get_max_length()
@@ -85,12 +98,55 @@ def compiled_step(model: Any, kind: str) -> Step:
         if mask is not None:
             # Same width at every step, or each would be compiled anew.
             mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
-        with nullcontext() if graph in known else _building(kind):
-            logits = compiled(tokens, cache, mask, positions)
-        known.add(graph)
+        with nullcontext() if graph in self._known else self._building():
+            logits = self._compiled(tokens, cache, mask, positions)
+        self._known.add(graph)
         return logits
 
-    return step
+    def constants(self) -> list[torch.Tensor]:
+        """Tensors that the graphs keep alive: weights that were folded, laid out or just noted."""
+        return [
+            value
+            for module in self._modules
+            for value in vars(module).values()
+            if isinstance(value, torch.Tensor)
+        ]
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        with self._noted(), _freezing(self.kind):
+            yield
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note what is generated and how much memory is taken meanwhile."""
+        before, modules = _anonymous(), _generated()
+        yield
+        known = {id(module) for module in modules}
+        self._modules += [module for module in _generated() if id(module) not in known]
+        after = _anonymous()
+        if self.built_bytes is None or before is None or after is None:
+            self.built_bytes = None
+        else:
+            self.built_bytes += after - before
+
+
+def _generated() -> list[Any]:
+    """The modules that inductor has generated in this process; frozen tensors are attributes."""
+    from torch._inductor.codecache import PyCodeCache
+
+    return list(getattr(PyCodeCache, "modules", ()))
+
+
+def _anonymous() -> int | None:
+    """Anonymous resident memory of this process in bytes, freed memory given back first (Linux)."""
+    release_freed()
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(found[0].split()[1]) * 1024 if found else None
 
 
 def _unmark(cache: Any) -> None:
@@ -106,7 +162,7 @@ def _unmark(cache: Any) -> None:
 
 
 @contextmanager
-def _building(kind: str) -> Iterator[None]:
+def _freezing(kind: str) -> Iterator[None]:
     """Settings that hold while a graph is built: room for many graphs, and frozen weights.
 
     torch allows eight graphs of one function and would then fail; a run with several batch sizes

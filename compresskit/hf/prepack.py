@@ -46,8 +46,12 @@ class PrepackedLinear(nn.Module):
 
     def held_bytes(self) -> dict[str, int]:
         """Bytes of the laid-out weight, oneDNN's padding included, and of the bias."""
-        held = {"packed": _opaque_bytes(self.packed)}
+        held = {"packed": opaque_bytes(self.packed)}
         return held if self.bias is None else {**held, "bias": self.bias.nbytes}
+
+    def held_tensors(self) -> list[torch.Tensor]:
+        """The tensors behind `held_bytes`."""
+        return [self.packed] if self.bias is None else [self.packed, self.bias]
 
     def extra_repr(self) -> str:
         """Shape, for printing a model."""
@@ -75,6 +79,7 @@ def prepack(model: nn.Module) -> list[str]:
         _try_operators()
     names = [site.name for site in sites]
     modules.replace_each(sites, lambda site: PrepackedLinear(site.weight(), site.bias()))
+    modules.leave_checkpoint(model)
     return names
 
 
@@ -94,6 +99,7 @@ def _try_operators() -> None:
     raise Conflict(f"Mode 'prepacked' cannot run here: {reason}. Use mode 'eager'.")
 
 
-def _opaque_bytes(packed: torch.Tensor) -> int:
+def opaque_bytes(packed: torch.Tensor) -> int:
+    """Bytes of a weight that oneDNN has laid out, its padding included."""
     count = getattr(torch.ops.mkldnn, "_nbytes", None)
     return int(count(packed)) if count is not None else packed.numel() * packed.element_size()

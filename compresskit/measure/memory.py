@@ -1,71 +1,54 @@
-"""Where the bytes are: weights by storage class, the cache, and peaks per window.
+"""Peaks of memory by window: the highest marks since the window was opened.
 
-    weights   every tensor that a module owns, shared storage counted once
-    cache     every tensor that the cache's layers own
-    peaks     CUDA: allocator peaks; CPU: the kernel's high-water mark of resident memory,
-              reset before each window (Linux), else unavailable with the reason
+    rss              the kernel's high-water mark of resident memory, reset by clear_refs (Linux)
+    cuda_allocated   torch's allocator: blocks given out
+    cuda_reserved    torch's allocator: blocks held, given out or not
+    process_vram     NVML: all that this process holds on the GPU; sampled, so only where nothing
+                     is timed
 
-Resident memory read right after a memory-mapped load understates, so windows end after a
-forward pass has touched every weight.
+A window begins by giving freed memory back to the system, so that what an earlier phase has left in
+the allocators is not charged to it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from compresskit.hf.modules import release_freed
 from compresskit.record import Measured, Reading, Unavailable
 from compresskit.units import Unit
 
 if TYPE_CHECKING:
     from compresskit.device import Device
+    from compresskit.measure.vram import ProcessVram
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-def weight_bytes(model: Any) -> dict[str, int]:
-    """Bytes held by `model`, by class: packed modules report their own, the rest is dense or buffer.
-
-    A module with `held_bytes()` (class -> bytes) answers for all that it holds: packed layouts
-    may be opaque, and torch's element size lies about them.
-    """
-    totals: dict[str, int] = {}
-    seen: set[int] = set()
-
-    def add(kind: str, size: int) -> None:
-        totals[kind] = totals.get(kind, 0) + size
-
-    for module in model.modules():
-        if hasattr(module, "held_bytes"):
-            for kind, size in module.held_bytes().items():
-                add(kind, size)
-            continue
-        for kind, tensors in (("dense", module._parameters), ("buffer", module._buffers)):
-            for tensor in tensors.values():
-                if tensor is None:
-                    continue
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in seen:
-                    seen.add(storage.data_ptr())
-                    add(kind, storage.nbytes())
-    return totals
-
-
 class PeakMeter:
     """Peak memory of the windows of one run; `start` opens a window, `read` reads it."""
 
-    def __init__(self, device: Device) -> None:
-        """Watch the allocator of a CUDA device, or this process's resident memory."""
+    def __init__(self, device: Device, vram: ProcessVram | None = None) -> None:
+        """Watch resident memory, and on a CUDA device torch's allocator; `vram` if it is sampled."""
         self.cuda = device.kind == "cuda"
         self.resettable = _can_reset()
+        self._vram = vram
 
-    def start(self) -> None:
-        """Open a window: forget earlier peaks."""
+    def start(self, *, release: bool = True) -> None:
+        """Open a window: forget earlier peaks, and `release` what earlier windows have freed."""
+        if release:
+            release_freed()
         if self.cuda:
+            torch.cuda.synchronize()
+            if release:
+                torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        if self._vram is not None:
+            self._vram.restart()
         if self.resettable:
             _CLEAR.write_text("5")
 
@@ -73,11 +56,17 @@ class PeakMeter:
         """Peaks since `start`, by counter."""
         readings: dict[str, Reading] = {"rss": self._rss()}
         if self.cuda:
+            torch.cuda.synchronize()
             for name, value in (
                 ("cuda_allocated", torch.cuda.max_memory_allocated()),
                 ("cuda_reserved", torch.cuda.max_memory_reserved()),
             ):
                 readings[name] = Measured(value=value, unit=Unit.BYTE, source=f"torch.cuda.{name}")
+            readings["process_vram"] = (
+                Unavailable(reason="not sampled here: polling would disturb what is timed")
+                if self._vram is None
+                else self._vram.peak()
+            )
         return readings
 
     def _rss(self) -> Reading:

@@ -1,55 +1,107 @@
-"""The memory pass: one request, watched from the first token to the last."""
+"""The memory pass: one request, run twice.
+
+    as it is     peaks by phase, and the cache at the end
+    watched      the same tokens again, with every operation looked at (`measure.watched`)
+
+Watching takes memory and time of its own, so peaks come from the first run and what explains them
+from the second.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import gc
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
-from compresskit.hf.cache import cache_bytes
-from compresskit.measure.memory import PeakMeter, weight_bytes
-from compresskit.record import MemoryPass, Phase
+from compresskit.measure import accounts
+from compresskit.measure.accounts import Accounts
+from compresskit.measure.memory import PeakMeter
+from compresskit.measure.moved import moved_bytes
+from compresskit.measure.vram import ProcessVram
+from compresskit.measure.watched import DECODE, PREFILL, Caches, watched
+from compresskit.measure.weights import weight_bytes
+from compresskit.record import MemoryPass, Phase, Reading, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from compresskit.measure.passes import Bench
-    from compresskit.system import Chunk, NewCache
-
-
-@dataclass
-class _Watched:
-    """Keeps hold of the cache that the loop makes, so that it can be weighed at the end."""
-
-    inner: NewCache
-    caches: list[Any] = field(default_factory=list)
-
-    def __call__(self, capacity: int) -> Any:
-        cache = self.inner(capacity)
-        self.caches.append(cache)
-        return cache
 
 
 def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -> MemoryPass:
     """Weights, cache and peaks; `phases` holds the earlier windows (load, compress)."""
-    batch = bench.workload.batch_sizes[0]
-    meter = PeakMeter(bench.system.device)
-    windows = dict(phases)
-    watched = _Watched(bench.system.new_cache)
-    system = replace(bench.system, new_cache=watched)
-    meter.start()
-    chunks: Iterator[Chunk] = system.generate(bench.request(0, batch))
-    seen = bench.workload.prompt_tokens + int(next(chunks).lengths.max())
-    windows["prefill"] = Phase(peaks=meter.read())
-    meter.start()
-    for chunk in chunks:
-        seen += int(chunk.lengths.max())
-    windows["decode"] = Phase(peaks=meter.read())
+    system, batch = bench.system, bench.workload.batch_sizes[0]
+    # What the speed passes have left in cycles is not the request's.
+    gc.collect()
+    plain = _as_it_is(bench, batch)
+    seen = watched(bench, batch)
+    books = Accounts(
+        system.device, plain.context if system.device.kind == "cuda" else _runtime(phases)
+    )
+    used = {
+        name: books.phase(
+            plain.peaks[name],
+            system.model,
+            system.step,
+            tensors=seen.tensors[name],
+            at=seen.at.get(name),
+            high=seen.high[name],
+            slack=plain.slack.get(name),
+        )
+        for name in (PREFILL, DECODE)
+    }
     return MemoryPass(
         batch=batch,
-        # The last token has been emitted but never fed back.
-        tokens_in_cache=seen - 1,
-        weights_bytes=weight_bytes(system.model),
+        tokens_in_cache=plain.tokens,
+        weights_bytes=weight_bytes(system.model, system.step),
         parameters=parameters,
-        cache_bytes={"held": sum(cache_bytes(cache) for cache in watched.caches)},
-        phases=windows,
+        cache_bytes=plain.cache,
+        moved_bytes=moved_bytes(system.model, plain.cache, batch=batch),
+        operations_per_step=seen.operations,
+        phases={**phases, **used},
     )
+
+
+def _runtime(phases: Mapping[str, Phase]) -> Reading:
+    """What was read before the model was loaded stands in the account of the load."""
+    unread = Unavailable(reason="not read before the model was loaded")
+    return phases["load"].parts.get("runtime", unread) if "load" in phases else unread
+
+
+class _AsItIs(NamedTuple):
+    """What the run without watching gave."""
+
+    peaks: dict[str, dict[str, Reading]]
+    slack: dict[str, Reading]
+    """On a GPU: of torch's allocator."""
+    context: Reading
+    """On a GPU: what the process holds there beside tensors."""
+    cache: dict[str, int]
+    tokens: int
+
+
+def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
+    cuda = bench.system.device.kind == "cuda"
+    peaks: dict[str, dict[str, Reading]] = {}
+    slack: dict[str, Reading] = {}
+    caches = Caches(bench.system.new_cache)
+    with ProcessVram() if cuda else nullcontext() as vram:
+        meter = PeakMeter(bench.system.device, vram)
+
+        def close(phase: str) -> None:
+            peaks[phase] = meter.read()
+            if cuda:
+                slack[phase] = accounts.gpu_slack()
+
+        meter.start()
+        context = Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now())
+        chunks = caches.chunks(bench, batch)
+        seen = bench.workload.prompt_tokens + int(next(chunks).lengths.max())
+        close(PREFILL)
+        # What the prefill has left in the allocator is there while any process decodes.
+        meter.start(release=False)
+        for chunk in chunks:
+            seen += int(chunk.lengths.max())
+        close(DECODE)
+    # The last token has been emitted but never fed back.
+    return _AsItIs(peaks, slack, context, caches.held(), seen - 1)

@@ -37,7 +37,7 @@ class Prepared(ABC):
         """Every tensor that stays in memory, by role."""
 
     def held_bytes(self) -> dict[str, int]:
-        """Bytes that stay in memory, padding included, by role."""
+        """Bytes that stay in memory, padding included: codes or packed, scales, zero_points."""
         return {role: tensor.nbytes for role, tensor in self.tensors().items()}
 
 

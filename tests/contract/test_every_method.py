@@ -6,7 +6,9 @@ A new method file is covered the moment it exists. Where a promise is a number, 
 
 from __future__ import annotations
 
+import gc
 import json
+import types
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from pydantic import ValidationError
 
 from compresskit import assets, catalogue, metrics, stack
 from compresskit.hf.cache import cache_bytes
+from compresskit.hf.prepack import opaque_bytes
 from compresskit.measure.count import counting
-from compresskit.measure.memory import weight_bytes
+from compresskit.measure.weights import weight_bytes
 from compresskit.method import AbstractMethod, Stage
 from compresskit.spec import MethodSpec, SamplingSpec
 from compresskit.system import Request
@@ -53,7 +56,7 @@ def baseline(open_stack):
         return {
             "tokens": greedy(opened.system),
             "weights": sum(weight_bytes(opened.system.model).values()),
-            "cache": cache_bytes(cache),
+            "cache": sum(cache_bytes(cache).values()),
         }
 
 
@@ -116,7 +119,49 @@ def test_runs_and_keeps_its_promises(name: str, open_stack, baseline) -> None:
                 cache = system.new_cache(NEW)
                 with torch.inference_mode():
                     system.step(torch.arange(200).unsqueeze(0), cache)
-                assert cache_bytes(cache) < baseline["cache"]
+                assert sum(cache_bytes(cache).values()) < baseline["cache"]
+
+
+def reachable_bytes(root: object) -> int:
+    """Bytes of every tensor storage that `root` keeps alive, found by the garbage collector."""
+    stop = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+    queue, seen, storages = [root], {id(root)}, {}
+    while queue:
+        one = queue.pop()
+        if isinstance(one, torch.Tensor):
+            if one.is_mkldnn:
+                storages[id(one)] = opaque_bytes(one)
+            else:
+                storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        for other in gc.get_referents(one):
+            if id(other) not in seen and not isinstance(other, stop):
+                seen.add(id(other))
+                queue.append(other)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("stack", [(), *((name,) for name in NAMES)])
+def test_the_accounts_miss_no_tensor(stack: tuple[str, ...], open_stack) -> None:
+    """Classes of bytes add up to every storage that the model, and the cache, keep alive."""
+    with open_stack(*map(command_line, stack)) as opened, torch.inference_mode():
+        system = opened.system
+        cache = system.new_cache(NEW)
+        system.step(torch.arange(200).unsqueeze(0), cache)
+        for token in range(3):
+            system.step(torch.tensor([[token]]), cache)
+        assert sum(cache_bytes(cache).values()) == reachable_bytes(cache)
+        assert sum(weight_bytes(system.model).values()) == reachable_bytes(system.model)
+
+
+def test_the_independent_count_finds_what_the_accounts_miss(open_stack) -> None:
+    """Negative control: it is no second look at the same dictionaries."""
+    with open_stack() as opened:
+        model = opened.system.model
+        held = sum(weight_bytes(model).values())
+        model.forgotten = {"original": [torch.ones(1000)]}
+        assert reachable_bytes(model) == held + 4000
+        assert sum(weight_bytes(model).values()) == held
+        del model.forgotten
 
 
 @pytest.mark.parametrize("name", NAMES)

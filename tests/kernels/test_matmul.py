@@ -145,9 +145,17 @@ def test_swapped_nibbles_are_noticed():
 @needs_fast
 def test_held_bytes_count_padding_and_nothing_twice():
     plain = OPS["int4"][0].implementations[0].prepare(weight_of("int4", 64, 128))
-    assert plain.held_bytes() == {"packed": 64 * 64, "scales": 2 * 64 * 2 * 2}
+    assert plain.held_bytes() == {
+        "packed": 64 * 64,
+        "scales": 2 * 64 * 2,
+        "zero_points": 2 * 64 * 2,
+    }
     ragged = OPS["int4"][0].implementations[0].prepare(weight_of("int4", 65, 100))
-    assert ragged.held_bytes() == {"packed": 128 * 64, "scales": 2 * 128 * 2 * 2}
+    assert ragged.held_bytes() == {
+        "packed": 128 * 64,
+        "scales": 2 * 128 * 2,
+        "zero_points": 2 * 128 * 2,
+    }
     rows = OPS["int8"][0].implementations[0].prepare(weight_of("int8", 65, 100))
     assert rows.held_bytes() == {"codes": 65 * 112, "scales": 130}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig
@@ -212,11 +214,11 @@ def test_a_static_cache_says_that_it_cannot_roll_back(lab):
 def test_a_dense_cache_holds_what_the_formula_says(lab, batch, length):
     system = lab.system("llama")
     cache = system.new_cache(64)
-    assert cache_bytes(cache) == 0
+    assert cache_bytes(cache) == {}
     fill(system, cache, lab.prompt(length).expand(batch, -1), first=5)
     config = system.model.config
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert cache_bytes(cache) == per_token * batch * length
+    assert cache_bytes(cache) == {"keys_values": per_token * batch * length}
 
 
 def test_bytes_per_token_of_a_135m_model_match_the_reference_figure():
@@ -226,7 +228,7 @@ def test_bytes_per_token_of_a_135m_model_match_the_reference_figure():
     rows = torch.zeros(1, 3, 7, 64)
     for index in range(30):
         cache.update(rows, rows, index)
-    assert cache_bytes(cache) == 46_080 * 7
+    assert cache_bytes(cache) == {"keys_values": 46_080 * 7}
 
 
 def test_a_sliding_layer_holds_its_window_once_steps_have_run(lab):
@@ -234,17 +236,22 @@ def test_a_sliding_layer_holds_its_window_once_steps_have_run(lab):
     cache = system.new_cache(64)
     fill(system, cache, lab.prompt(40), first=30)
     # torch.cat of 15 rows and the new one; the layer keeps a view of the newest 15. 8: its window.
-    sliding = 2 * 2 * 16 * 8 * 4 + 8
-    assert cache_bytes(cache) == 2 * sliding + 2 * 2 * 40 * 8 * 4
+    row = 2 * 2 * 8 * 4
+    assert cache_bytes(cache) == {
+        "keys_values": 2 * 15 * row + 40 * row,
+        "slack": 2 * row,
+        "other": 2 * 8,
+    }
 
 
 def test_views_are_charged_for_the_storage_they_keep_alive(lab):
     system = lab.system("llama")
     cache = system.new_cache(64)
     fill(system, cache, lab.prompt(20))
-    full = cache_bytes(cache)
+    assert set(cache_bytes(cache)) == {"keys_values"}
+    full = cache_bytes(cache)["keys_values"]
     roll_back(cache, 12)
-    assert cache_bytes(cache) == full
+    assert cache_bytes(cache) == {"keys_values": full * 8 // 20, "slack": full * 12 // 20}
 
 
 def test_shared_storage_counts_once_and_other_attributes_not_at_all():
@@ -254,11 +261,54 @@ def test_shared_storage_counts_once_and_other_attributes_not_at_all():
     layer.states = {0: [torch.zeros(3), None], 1: (7, "x")}
     cache = new_dynamic(LlamaConfig(num_hidden_layers=1))
     cache.layers[0] = layer
-    assert cache_bytes(cache) == 8 * 4 * 4 + 3 * 4
+    assert cache_bytes(cache) == {"keys_values": 8 * 4 * 4, "other": 3 * 4}
+
+
+def test_a_layer_says_what_it_holds():
+    class Coded(PlainLayer):
+        tensors = ("keys", "values", "marks")
+        holds = MappingProxyType({"keys": "codes", "values": "codes", "marks": "index"})
+
+    layer = Coded()
+    rows = torch.zeros(1, 1, 8, 4)
+    layer.update(rows, rows)
+    layer.append(marks=rows[..., :1])
+    layer.spare = torch.zeros(5)
+    cache = new_dynamic(LlamaConfig(num_hidden_layers=1))
+    cache.layers[0] = layer
+    assert cache_bytes(cache) == {"codes": 2 * 128, "index": 32, "other": 20}
+
+
+def test_two_caches_that_share_their_rows_hold_them_once():
+    layer = PlainLayer()
+    layer.keys = layer.values = torch.zeros(1, 1, 8, 4)
+    first = new_dynamic(LlamaConfig(num_hidden_layers=1))
+    second = new_dynamic(LlamaConfig(num_hidden_layers=1))
+    first.layers[0] = second.layers[0] = layer
+    assert cache_bytes(first, second) == {"keys_values": 128}
+
+
+def test_a_cache_that_keeps_one_token_too_many_shows():
+    class OneMore(PlainLayer):
+        """Forgets everything but the newest two rows, or so it says."""
+
+        def update(self, key_states, value_states, *_, **__):
+            seen = super().update(key_states, value_states)
+            self.each(lambda held: held[..., -3:, :].clone())
+            return seen
+
+    layer = OneMore()
+    layer.update(torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4))
+    cache = new_dynamic(LlamaConfig(num_hidden_layers=1))
+    cache.layers[0] = layer
+    row = 2 * 4 * 4
+    assert cache_bytes(cache)["keys_values"] == 2 * row + row
 
 
 def test_a_static_cache_is_charged_for_its_capacity(lab):
     system = lab.system("llama")
     cache = static(system.model.config, 32)
     system.step(lab.prompt(5), cache)
-    assert 0 <= cache_bytes(cache) - 2 * 2 * 2 * 32 * 8 * 4 <= 2 * 8
+    held = cache_bytes(cache)
+    assert held.pop("keys_values") == 2 * 2 * 2 * 32 * 8 * 4
+    assert sum(held.values()) <= 2 * 8

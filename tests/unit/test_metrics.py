@@ -17,6 +17,7 @@ from compresskit.record import (
     EnergyWindow,
     Estimated,
     Measured,
+    Phase,
     Record,
     Sample,
     Unavailable,
@@ -158,7 +159,8 @@ def test_cache_bytes_are_per_row_and_token():
     record = with_passes(
         golden("dense"), memory=memory.model_copy(update={"batch": 2, "tokens_in_cache": 47})
     )
-    assert reading("kv_bytes_per_token", record).value == pytest.approx(memory.cache_bytes / 94)
+    held = sum(memory.cache_bytes.values())
+    assert reading("kv_bytes_per_token", record).value == pytest.approx(held / 94)
 
 
 def test_the_peak_leaves_loading_and_compressing_out():
@@ -167,8 +169,9 @@ def test_the_peak_leaves_loading_and_compressing_out():
 
 def test_a_peak_with_an_unknown_window_is_unknown():
     memory = golden("dense").blocks[0].passes.memory
-    peaks = {**memory.peaks, "rss/decode": Unavailable(reason="no high-water mark")}
-    record = with_passes(golden("dense"), memory=memory.model_copy(update={"peaks": peaks}))
+    unknown = Phase(peaks={"rss": Unavailable(reason="no high-water mark")})
+    phases = {**memory.phases, "decode": unknown}
+    record = with_passes(golden("dense"), memory=memory.model_copy(update={"phases": phases}))
     assert reading("peak_bytes", record) == Unavailable(reason="no high-water mark")
 
 
@@ -191,7 +194,9 @@ def with_energy(*readings, tokens: int | None = 10) -> Record:
     blocks = []
     for one in readings:
         window = EnergyWindow(reading=one, tokens=tokens)
-        energy = block.passes.energy.model_copy(update={"generate": window, "prefill": window})
+        energy = block.passes.energy.model_copy(
+            update={"generate": (window,), "prefill": (window,)}
+        )
         passes = block.passes.model_copy(update={"energy": energy})
         blocks.append(block.model_copy(update={"passes": passes}))
     return record.model_copy(update={"blocks": tuple(blocks)})

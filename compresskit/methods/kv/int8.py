@@ -48,6 +48,9 @@ class Int8Layer(Layer):
     """Append-only: a token is quantised once, when it arrives, and never again."""
 
     tensors = ("keys", "values", "key_scales", "value_scales")
+    holds = MappingProxyType(
+        {"keys": "codes", "values": "codes", "key_scales": "scales", "value_scales": "scales"}
+    )
 
     key_scales: torch.Tensor
     value_scales: torch.Tensor

@@ -84,9 +84,14 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def held_bytes(self) -> dict[str, int]:
-        """Bytes of the codes, the scales and the bias."""
+        """Bytes of the codes, the scales, the zero points and the bias."""
         held = self.product.held_bytes()
         return held if self.bias is None else {**held, "bias": self.bias.nbytes}
+
+    def held_tensors(self) -> list[torch.Tensor]:
+        """The tensors behind `held_bytes`."""
+        held = list(self.product.tensors().values())
+        return held if self.bias is None else [*held, self.bias]
 
     def extra_repr(self) -> str:
         """Shape and implementation, for printing a model."""
@@ -109,6 +114,7 @@ def quantise_linears(
         return layer
 
     modules.replace_each(sites, pack)
+    modules.leave_checkpoint(model)
     energy = sum(outcome.energy for outcome in done)
     error = sum(outcome.error for outcome in done)
     on_grid = sum(outcome.error < ON_GRID**2 * outcome.energy for outcome in done)

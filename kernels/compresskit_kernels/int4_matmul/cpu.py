@@ -97,7 +97,12 @@ class CpuInt4(Prepared):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Packed codes, and scales with offsets."""
-        return {"packed": self.packed, "scales": self.qparams}
+        return {"packed": self.packed, "qparams": self.qparams}
+
+    def held_bytes(self) -> dict[str, int]:
+        """Scales and offsets lie side by side in one tensor; symmetric weights hold offsets of 0."""
+        half = self.qparams.nbytes // 2
+        return {"packed": self.packed.nbytes, "scales": half, "zero_points": half}
 
 
 def _repack(weight: Int4Weight) -> torch.Tensor:

@@ -52,7 +52,7 @@ class Int4Weight(NamedTuple):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The stored tensors by role."""
         held = {"packed": self.packed, "scales": self.scales}
-        return held if self.offsets is None else {**held, "offsets": self.offsets}
+        return held if self.offsets is None else {**held, "zero_points": self.offsets}
 
     @classmethod
     def join(cls, parts: Sequence[Int4Weight]) -> Int4Weight:
