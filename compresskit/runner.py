@@ -25,7 +25,7 @@ from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
-from compresskit.measure import environment, passes, telemetry
+from compresskit.measure import clock, environment, passes, telemetry
 from compresskit.measure.energy_pass import Energy
 from compresskit.measure.memory_pass import memory_pass
 from compresskit.measure.yardstick import Yardstick
@@ -136,16 +136,17 @@ def _measured(
     energy = Energy(bench) if "energy" in wanted and real else None
     yardstick = Yardstick(plan.device)
     watch = telemetry.Watch(plan.device)
-    speed.warm()
     taken: list[Turn] = []
-    for index, go in enumerate(turns(spec.protocol.repeats)):
-        watch.look()
-        at, pace = time.perf_counter(), yardstick.read()
-        taken.append(Turn(round=go.round, position=go.position, started=at, yardstick=pace))
-        speed.turn(index)
-        if energy is not None:
-            notify("energy", f"window {index + 1}")
-            energy.turn(index)
+    with clock.settled():
+        speed.warm()
+        for index, go in enumerate(turns(spec.protocol.repeats)):
+            watch.look()
+            at, pace = time.perf_counter(), yardstick.read()
+            taken.append(Turn(round=go.round, position=go.position, started=at, yardstick=pace))
+            speed.turn(index)
+            if energy is not None:
+                notify("energy", f"window {index + 1}")
+                energy.turn(index)
     watch.look()
     load_average = environment.load_average()
     done = speed.result()

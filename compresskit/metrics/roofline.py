@@ -139,7 +139,8 @@ def _compute_s(record: Record, step: _Step, limits: Limits) -> float | None:
     if record.model is None or limits.dtype != record.model.dtype or not isinstance(rate, Measured):
         return None
     read = step.moved - (memory.moved_bytes or {}).get("cache", 0)
-    held = sum(memory.weights_bytes.values())
+    # A compiled graph may hold copies of the weights as constants beside them.
+    held = sum(size for kind, size in memory.weights_bytes.items() if kind != "constants")
     share = min(1.0, read / held) if held else 1.0
     return 2 * memory.parameters * share * step.positions / rate.value
 

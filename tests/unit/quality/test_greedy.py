@@ -37,7 +37,11 @@ def test_a_long_text_with_one_change_is_not_written_off():
 
 def test_summary():
     found = compare([digits("123"), digits("12")], [digits("123"), digits("1345")], 8)
-    assert found.model_dump() == {
+    assert found.outputs_sha256[0] != found.outputs_sha256[1]
+    assert (
+        found.outputs_sha256 == compare([digits("123"), digits("12")], [[1], [1]], 8).outputs_sha256
+    )
+    assert found.model_dump(exclude={"outputs_sha256"}) == {
         "prompts": 2,
         "max_new_tokens": 8,
         "exact_match": 0.5,
