@@ -197,7 +197,8 @@ class Turn(Stored):
     started: float
     """Seconds on the system's monotonic clock, which all processes of one boot share."""
     yardstick: float | None = None
-    """Seconds of a fixed piece of work, timed right before: how fast the machine itself was."""
+    """Seconds of a fixed piece of work, timed right before and net of waiting for a CPU: how fast the
+    machine itself was."""
 
 
 class GpuState(Stored):

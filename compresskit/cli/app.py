@@ -13,6 +13,8 @@ import typer
 
 import compresskit
 from compresskit.cli.calibrate import calibrate
+from compresskit.cli.check import check
+from compresskit.cli.compare import compare
 from compresskit.cli.demo import demo
 from compresskit.cli.doctor import doctor
 from compresskit.cli.evaluate import evaluate
@@ -64,6 +66,8 @@ for command in (
     demo,
     run,
     table,
+    compare,
+    check,
     memory,
     methods,
     models,

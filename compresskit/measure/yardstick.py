@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compresskit.device import synchronizer
+from compresskit.measure import contention
 from compresskit.stats import median
 
 if TYPE_CHECKING:
@@ -40,14 +41,17 @@ class Yardstick:
         self._work()
 
     def read(self) -> float:
-        """Seconds of one go, the median of three."""
+        """Seconds of one go net of waiting for a CPU, the median of three."""
         seconds = []
         for _ in range(_READINGS):
             self._wait()
-            began = self._clock()
-            self._work()
-            self._wait()
-            seconds.append(self._clock() - began)
+            with contention.watch() as waiting:
+                began = self._clock()
+                self._work()
+                self._wait()
+                took = self._clock() - began
+            waited = waiting.seconds or 0.0
+            seconds.append(took - waited if took > waited else took)
         return median(seconds)
 
     @torch.inference_mode()

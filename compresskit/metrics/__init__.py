@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {metric.name: metric for metric in (*SPEED, *COST, *MEMORY, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)}
+    {
+        metric.name: metric
+        for metric in (*SPEED, *COST, *MEMORY, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)
+    }
 )
 
 __all__ = ["IS_BASELINE", "METRICS", "Better", "Metric", "Timed", "decode_at", "main_batch"]

@@ -122,6 +122,15 @@ def _draws(size: int, resamples: int, stream: int) -> Places:
     return np.random.default_rng([size, stream]).integers(size, size=(resamples, size))
 
 
+@functools.lru_cache(maxsize=8)
+def _counts(size: int, resamples: int, stream: int) -> Values:
+    """How often each place was drawn, one resample a row: all that a sum needs to know."""
+    drawn = _draws(size, resamples, stream)
+    often = np.zeros((resamples, size))
+    np.add.at(often, (np.arange(resamples)[:, None], drawn), 1)
+    return often
+
+
 @functools.lru_cache(maxsize=64)
 def _middles(size: int, resamples: int, stream: int) -> tuple[Places, Places]:
     """The two middle places of each resample (the same one twice where `size` is odd)."""
@@ -152,15 +161,20 @@ def weighted_mean_difference(
     if not (np.isfinite(x) & np.isfinite(y) & np.isfinite(weight) & (weight > 0)).all():
         raise ValueError("a paired difference needs finite values and positive weights")
     difference = x - y
-    drawn = _draws(x.size, resamples, 0)
-    means = (difference[drawn] * weight[drawn]).sum(axis=1) / weight[drawn].sum(axis=1)
+    often = _counts(x.size, resamples, 0)
+    means = (often @ (difference * weight)) / (often @ weight)
     low, high = _tails(means, confidence)
     return Interval(float((difference * weight).sum() / weight.sum()), float(low), float(high))
 
 
 def _tails(values: Values, confidence: float) -> Values:
-    tail = 100 * (1 - confidence) / 2
-    return np.asarray(np.percentile(values, [tail, 100 - tail]))
+    """Linear percentiles at both ends: numpy's own take four times as long on so few values."""
+    tail = (1 - confidence) / 2
+    at = np.array([tail, 1 - tail]) * (values.size - 1)
+    below = at.astype(int)
+    above = np.minimum(below + 1, values.size - 1)
+    ordered = np.partition(values, [*below, *above])
+    return np.asarray(ordered[below] + (ordered[above] - ordered[below]) * (at - below))
 
 
 def _positive(values: Sequence[float]) -> Values:

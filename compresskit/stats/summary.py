@@ -33,7 +33,10 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 def median(values: Sequence[float]) -> float:
     """Middle value; raises `ValueError` on nothing, as `percentile` does."""
-    return percentile(values, 50)
+    # numpy's percentile takes ten times as long for it, and tables take many medians.
+    ordered = np.sort(_finite(values))
+    lower, upper = ordered[(ordered.size - 1) // 2], ordered[ordered.size // 2]
+    return float(f"{lower + (upper - lower) / 2:.15g}")
 
 
 def mean(values: Sequence[float]) -> float:

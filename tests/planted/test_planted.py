@@ -1,7 +1,8 @@
 """Regressions planted in the product: the gate must name the right tier, and pass without them.
 
 The runs of a session are made in this process, one after the other, so that a fault planted by
-`monkeypatch` is in them; everything else is `compresskit check` as a user runs it.
+`monkeypatch` is in them; everything else is `compresskit check` as a user runs it. The clock is the
+CPU time of this thread plus what it slept, so that the tests do not depend on who else is at work.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,8 @@ from compresskit import runner, sweep
 from compresskit.cli.check import check
 from compresskit.engines import native
 from compresskit.errors import Exit
+from compresskit.measure import clock, passes
+from compresskit.measure.yardstick import Yardstick
 from compresskit.methods.kv import sink_window
 from compresskit.methods.quant import int8
 from compresskit.methods.speculative import _loop, _verify
@@ -91,16 +95,39 @@ class Gate:
         return found
 
 
+class Nap:
+    """A clock that load cannot move, and a way to sleep on it."""
+
+    slept = 0.0
+
+    def __call__(self) -> float:
+        return time.thread_time() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+NAP = Nap()
+
+
+def plant_sessions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sweep.pairing, "session", in_this_process)
+    patch.setattr(passes.clock, "trace", partial(clock.trace, clock=NAP))
+    patch.setattr(passes.clock, "span", partial(clock.span, clock=NAP))
+    patch.setattr(runner, "Yardstick", partial(Yardstick, clock=NAP))
+    patch.setattr(clock.contention, "queued", lambda: 0.0)
+
+
 @pytest.fixture(autouse=True)
 def sessions_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep.pairing, "session", in_this_process)
+    plant_sessions(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     gate = Gate(tmp_path_factory.mktemp("gate"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep.pairing, "session", in_this_process)
+        plant_sessions(patch)
         made = gate.run("--update")
     assert made.exit_code == Exit.DONE, made.stderr
     return gate
@@ -121,7 +148,7 @@ def test_a_sleep_in_the_decode_step_is_a_matter_of_clocks(
         step = eager(model)
 
         def slow(*words: Any, **options: Any) -> Any:
-            time.sleep(0.005)
+            NAP.sleep(0.01)
             return step(*words, **options)
 
         return slow
