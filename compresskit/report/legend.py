@@ -61,9 +61,9 @@ def _ratios(found: list[Comparison]) -> list[str]:
             f"{mark} {_MEANING[word]}" for word, mark in MARKS.items() if word in verdicts
         )
         said.append(
-            "×: ratio of median decode rates of runs that took turns, [95 % paired bootstrap "
-            f"interval]. A difference is one beyond the factor {factors[0]:g} with "
-            f"p < {ALPHA:g} (exact Mann-Whitney). {marks}."
+            "×: ratio of decode rates of runs that took turns, the median over the rounds [95 % "
+            f"bootstrap interval]. A difference is one beyond the factor {factors[0]:g} with "
+            f"p < {ALPHA:g} in an exact test. {marks}."
         )
     if None in verdicts:
         said.append(
