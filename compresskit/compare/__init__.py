@@ -9,8 +9,9 @@
 Nothing here imports torch: records can be compared on any machine.
 """
 
-from compresskit.compare.checks import CHECKS, Check
+from compresskit.compare.checks import CHECKS
 from compresskit.compare.compare import compare
+from compresskit.compare.line import Check
 from compresskit.compare.load import load
 from compresskit.compare.outcome import TIERS, Comparison, Outcome, Row, Tier, Word
 

@@ -20,41 +20,11 @@ reciprocal, or differs from it by tokens per step, which the exact tier counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from compresskit.compare import clocks, exact, quality
-from compresskit.compare.agree import MACHINE, SPEC, THREADS, TORCH, Key
-from compresskit.compare.outcome import Outcome, Tier
-from compresskit.compare.two import Two
+from compresskit.compare.agree import MACHINE, SPEC, THREADS, TORCH
+from compresskit.compare.line import Check
 from compresskit.metrics import speed
 from compresskit.units import Unit
-
-if TYPE_CHECKING:
-    from compresskit.metrics import Better
-
-Judge = Callable[["Check", Two, float | None], Outcome | None]
-"""(check, both records, tolerance) -> outcome; None where neither record has such a number."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table."""
-
-    name: str
-    tier: Tier
-    better: Better
-    """`none`: any difference counts."""
-    judge: Judge
-    unit: Unit | None = None
-    tolerance: float | None = None
-    """A difference (quality) or a factor (clocks)."""
-    needs: tuple[Key, ...] = ()
-    """What must agree, beyond what every comparison asks for."""
-    look: str = ""
-    """Where to look when this fails."""
-
 
 ROUNDING = (MACHINE, TORCH, THREADS)
 """What decides the last bit, and with it which of two nearly equal tokens wins."""

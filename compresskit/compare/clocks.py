@@ -19,7 +19,7 @@ from compresskit.stats import FACTOR, Interval, judge as judge_samples, median
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compresskit.compare.checks import Check, Judge
+    from compresskit.compare.line import Check, Judge
     from compresskit.compare.outcome import Word
     from compresskit.compare.two import Two
     from compresskit.metrics import Metric, Timed

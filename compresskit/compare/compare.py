@@ -15,7 +15,7 @@ from compresskit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from compresskit.compare.checks import Check
+    from compresskit.compare.line import Check
     from compresskit.compare.outcome import Tier
     from compresskit.record import Record
 

@@ -13,7 +13,7 @@ from compresskit.compare.outcome import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from compresskit.compare.checks import Check, Judge
+    from compresskit.compare.line import Check, Judge
     from compresskit.compare.outcome import Word
     from compresskit.compare.two import Two
     from compresskit.record import MemoryPass, Record, Sample

@@ -19,7 +19,7 @@ from compresskit.stats import Interval, mcnemar, weighted_mean_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from compresskit.compare.checks import Check, Judge
+    from compresskit.compare.line import Check, Judge
     from compresskit.compare.outcome import Word
     from compresskit.compare.two import Two
     from compresskit.record import GreedyComparison, Record
