@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from compresskit.report.comparison.words import (
-    COLUMNS,
+    Line,
     around,
     lines,
     message,
@@ -31,6 +32,7 @@ _COLOURS = {
     "not compared": "dim",
 }
 
+_HEADINGS = ("metric", "base", "new", "change", "verdict")
 MOST_LINES = 100
 """More than anybody reads on a terminal."""
 
@@ -40,16 +42,10 @@ def render(
 ) -> None:
     """Print `comparison`; with `every` also what is the same; `gate` words it for `check`."""
     shown = lines(comparison, every=every)
-    if shown:
-        grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for heading in COLUMNS:
-            right = heading in ("base", "new", "change")
-            grid.add_column(heading, justify="right" if right else "left", overflow="fold")
-        for line in shown if every else shorten(shown, MOST_LINES):
-            cells = [Text(cell) for cell in line]
-            cells[COLUMNS.index("verdict")].stylize(_COLOURS.get(line.verdict, ""))
-            grid.add_row(*cells)
-        console.print(grid)
+    for record, group in groupby(
+        shown if every else shorten(shown, MOST_LINES), key=lambda line: line.record
+    ):
+        _record(console, record, list(group))
     if len(shown) > MOST_LINES and not every:
         _say(console, f"{len(shown) - MOST_LINES} more lines: --all shows them", "dim")
     for row, outcome in comparison.failures()[:MOST_LINES]:
@@ -61,6 +57,25 @@ def render(
     same = comparison.counts().get("same", 0)
     hint = " (--all shows what is the same)" if same and not every else ""
     _say(console, f"{summary(comparison)}{hint}")
+
+
+def _record(console: Console, record: str, shown: list[Line]) -> None:
+    """Print the lines of one record; reasons are sentences and stand below."""
+    _say(console, record, "bold")
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in _HEADINGS:
+        right = heading in ("base", "new", "change")
+        grid.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for line in shown:
+        cells = {heading: Text(getattr(line, heading)) for heading in _HEADINGS}
+        cells["verdict"].stylize(_COLOURS.get(line.verdict, ""))
+        grid.add_row(*cells.values())
+    console.print(grid)
+    for line in shown:
+        # What was not compared is told once for all records, at the end.
+        if line.reason and line.verdict != "not compared":
+            _say(console, f"  {line.metric}: {line.reason}", "dim")
+    console.print()
 
 
 def _say(console: Console, sentence: str, style: str = "") -> None:

@@ -87,7 +87,9 @@ def change(outcome: Outcome) -> str:
         return mean if bounds[0] == bounds[1] else f"{mean} [{', '.join(bounds)}]"
     if isinstance(outcome.base, int | float) and isinstance(outcome.new, int | float):
         difference = outcome.new - outcome.base
-        return "" if difference == 0 else f"{difference:+.10g}"
+        if difference == 0:
+            return ""
+        return f"{difference:+.0f}" if float(difference).is_integer() else f"{difference:+.4g}"
     return ""
 
 
@@ -131,7 +133,8 @@ def summary(comparison: Comparison) -> str:
     order = ("worse", "changed", "inconclusive", "better", "same", "not compared")
     counts = comparison.counts()
     given = [f"{counts[word]} {word}" for word in order if counts.get(word)]
-    return f"{len(comparison.rows)} records: {', '.join(given) or 'nothing to compare'}"
+    number = len(comparison.rows)
+    return f"{number} record{'' if number == 1 else 's'}: {', '.join(given) or 'nothing to compare'}"
 
 
 def around(comparison: Comparison, *, gate: bool) -> Iterator[str]:
