@@ -18,9 +18,9 @@ from compresskit import catalogue, device as devices, stack, workload
 from compresskit.hf import load
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
-from compresskit.measure import counters, energy
-from compresskit.measure.accounts import Accounts, runtime
-from compresskit.measure.memory import PeakMeter
+from compresskit.measure.energy import counters, metering
+from compresskit.measure.memory.accounts import Accounts, runtime
+from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.method import Context
 from compresskit.record import Setup
 from compresskit.traits import INITIAL, Trait
@@ -126,7 +126,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     meter = PeakMeter(plan.device)
     meter.start()
     books = Accounts(plan.device, runtime())
-    meter_energy = energy.metered(
+    meter_energy = metering.metered(
         counters.find(plan.device), synchronize=devices.synchronizer(plan.device)
     )
     # Models that a method loads (a draft, a student) live as long as the target does.

@@ -26,8 +26,8 @@ from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
 from compresskit.measure import clock, environment, passes, telemetry
-from compresskit.measure.energy_pass import Energy
-from compresskit.measure.memory_pass import memory_pass
+from compresskit.measure.energy.turns import Energy
+from compresskit.measure.memory.request import memory_pass
 from compresskit.measure.yardstick import Yardstick
 from compresskit.quality.evaluate import evaluate
 from compresskit.record import Block, DeviceFacts, ModelFacts, Passes, Quality, Record, Turn

@@ -67,8 +67,9 @@ def examine(wish: str = "auto", out: Path = Path("results")) -> dict[str, Any]:
 
     from compresskit import device as devices
     from compresskit.hf.sources import known
-    from compresskit.measure import counters, environment, machine
-    from compresskit.measure.memory import PeakMeter
+    from compresskit.measure import environment, machine
+    from compresskit.measure.energy import counters
+    from compresskit.measure.memory.peaks import PeakMeter
 
     found = devices.resolve(wish)
     counter = counters.find(found)

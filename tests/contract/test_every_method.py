@@ -18,7 +18,7 @@ from compresskit import assets, catalogue, metrics, stack
 from compresskit.hf.cache import cache_bytes
 from compresskit.hf.prepack import opaque_bytes
 from compresskit.measure.count import counting
-from compresskit.measure.weights import weight_bytes
+from compresskit.measure.memory.weights import weight_bytes
 from compresskit.method import AbstractMethod, Stage
 from compresskit.spec import MethodSpec, SamplingSpec
 from compresskit.system import Request

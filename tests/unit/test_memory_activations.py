@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compresskit.measure.activations import LiveTensors, allocated_peak
+from compresskit.measure.memory.activations import LiveTensors, allocated_peak
 
 
 def test_new_tensors_count_until_their_last_view_is_gone():

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from compresskit import workload
-from compresskit.measure import accounts, passes, residency
-from compresskit.measure.accounts import Accounts, Instant
-from compresskit.measure.memory_pass import memory_pass
-from compresskit.measure.moved import moved_bytes
+from compresskit.measure import passes
+from compresskit.measure.memory import accounts, residency
+from compresskit.measure.memory.accounts import Accounts, Instant
+from compresskit.measure.memory.moved import moved_bytes
+from compresskit.measure.memory.request import memory_pass
 from compresskit.metrics.memory import unattributed
 from compresskit.record import Measured, Phase, Unavailable
 from compresskit.spec import ProtocolSpec, SamplingSpec, WorkloadSpec

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from compresskit.device import resolve
-from compresskit.measure import residency
-from compresskit.measure.memory import PeakMeter
-from compresskit.measure.residency import PAGE
+from compresskit.measure.memory import residency
+from compresskit.measure.memory.peaks import PeakMeter
+from compresskit.measure.memory.residency import PAGE
 
 # As Linux prints it (Documentation/filesystems/proc.rst), shortened: a library of two mappings
 # whose data pages were written to, a model file, the heap with a hole, and anonymous memory.
@@ -123,9 +123,9 @@ def test_peaks_are_reset_between_windows():
 
 
 def test_a_machine_that_cannot_reset_has_no_peak(monkeypatch):
-    from compresskit.measure import memory
+    from compresskit.measure.memory import peaks
 
-    monkeypatch.setattr(memory, "_can_reset", lambda: False)
+    monkeypatch.setattr(peaks, "_can_reset", lambda: False)
     meter = PeakMeter(resolve("cpu"))
     meter.start()
     assert meter.read()["rss"].kind == "unavailable"

@@ -6,7 +6,7 @@ import os
 import time
 from types import SimpleNamespace
 
-from compresskit.measure.vram import ProcessVram
+from compresskit.measure.memory.vram import ProcessVram
 
 
 class Gpu:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.measure.moved import moved_bytes
-from compresskit.measure.weights import pieces, resident_weights, weight_bytes
+from compresskit.measure.memory.moved import moved_bytes
+from compresskit.measure.memory.weights import pieces, resident_weights, weight_bytes
 
 LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD, VOCABULARY = 4, 128, 384, 4, 2, 32, 512
 LINEAR = LAYERS * (WIDTH * (HEADS + 2 * KV_HEADS) * HEAD + HEADS * HEAD * WIDTH + 3 * WIDTH * INNER)

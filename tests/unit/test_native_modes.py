@@ -11,7 +11,7 @@ from compresskit import artefact as artefacts, catalogue
 from compresskit.decode import pad
 from compresskit.device import resolve
 from compresskit.errors import Conflict
-from compresskit.measure.weights import weight_bytes
+from compresskit.measure.memory.weights import weight_bytes
 from compresskit.spec import EngineSpec, ModelSpec, RunSpec, SamplingSpec
 from compresskit.system import Request
 from compresskit.traits import Trait

@@ -19,8 +19,8 @@ import torch
 from compresskit import store, workload
 from compresskit.errors import InputError
 from compresskit.measure import clock
+from compresskit.measure.memory.weights import weight_bytes
 from compresskit.measure.passes import Bench, Speed
-from compresskit.measure.weights import weight_bytes
 from compresskit.metrics import METRICS
 from compresskit.metrics.pairs import side_by_side
 from compresskit.record import (

@@ -134,7 +134,9 @@ def summary(comparison: Comparison) -> str:
     counts = comparison.counts()
     given = [f"{counts[word]} {word}" for word in order if counts.get(word)]
     number = len(comparison.rows)
-    return f"{number} record{'' if number == 1 else 's'}: {', '.join(given) or 'nothing to compare'}"
+    return (
+        f"{number} record{'' if number == 1 else 's'}: {', '.join(given) or 'nothing to compare'}"
+    )
 
 
 def around(comparison: Comparison, *, gate: bool) -> Iterator[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from compresskit.measure import power
-from compresskit.measure.counters import AbstractCounter
+from compresskit.measure.energy import power
+from compresskit.measure.energy.counters import AbstractCounter
 
 Course = Callable[[float], float | None]
 """Joules (or watts) at a time; None: the sensor fails."""

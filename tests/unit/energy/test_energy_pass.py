@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from compresskit.device import resolve
-from compresskit.measure import energy, estimate
-from compresskit.measure.counters import Null
-from compresskit.measure.energy_pass import Energy
+from compresskit.measure.energy import estimate, metering
+from compresskit.measure.energy.counters import Null
+from compresskit.measure.energy.turns import Energy
 from compresskit.spec import ProtocolSpec, WorkloadSpec
 from compresskit.system import Chunk
 
@@ -39,7 +39,7 @@ def bench(world, **protocol):
 
 def energy_pass(world, counter, *, turns=8, tick=0.02, **protocol):
     def meter(*args, **options):
-        return energy.meter(*args, **options, clock=world.clock, sampled=world.sampled)
+        return metering.meter(*args, **options, clock=world.clock, sampled=world.sampled)
 
     def model(*args, **options):
         busy = {"clock": world.clock, "processor": lambda: 0.5 * world.now}

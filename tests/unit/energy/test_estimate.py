@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compresskit.measure import estimate
+from compresskit.measure.energy import estimate
 
 
 def test_an_estimate_is_watts_per_core_times_processor_time(world):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from compresskit.measure import energy
-from compresskit.measure.counters import Null
+from compresskit.measure.energy import metering
+from compresskit.measure.energy.counters import Null
 from compresskit.record import Measured
 
 
 def meter(world, counter, *, seconds=10.0, tick=0.1, work=None):
-    return energy.meter(
+    return metering.meter(
         work or world.work(),
         counter,
         seconds=seconds,
@@ -158,7 +158,7 @@ def test_memory_is_shown_apart_and_never_added(world):
 def test_a_block_that_has_to_run_anyway_is_metered_once(world):
     def metered(counter):
         once = {"synchronize": lambda: None, "clock": world.clock, "sampled": world.sampled}
-        with energy.metered(counter, **once) as window:
+        with metering.metered(counter, **once) as window:
             world.now += 2.0
         return window.stored()
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from compresskit.device import resolve
-from compresskit.measure import counters
-from compresskit.measure.counters import Null
-from compresskit.measure.counters.nvml import Nvml, NvmlPower, open_nvml
-from compresskit.measure.energy_pass import ordinals
+from compresskit.measure.energy import counters
+from compresskit.measure.energy.counters import Null
+from compresskit.measure.energy.counters.nvml import Nvml, NvmlPower, open_nvml
+from compresskit.measure.energy.turns import ordinals
 from compresskit.measure.nvml import torch_uuid
 
 UUIDS = ("GPU-aaaa", "GPU-bbbb")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compresskit.measure import power
-from compresskit.measure.counters.rapl import Rapl, open_rapl
+from compresskit.measure.energy import power
+from compresskit.measure.energy.counters.rapl import Rapl, open_rapl
 
 RANGE = 65_532_610_987
 """Microjoules: where an AMD server's counter wraps, after 262 s at 250 W."""

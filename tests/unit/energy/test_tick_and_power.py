@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from compresskit.measure import power, tick
-from compresskit.measure.counters import Null
+from compresskit.measure.energy import power, tick
+from compresskit.measure.energy.counters import Null
 
 
 def measured(world, *courses):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from compresskit.errors import MissingExtra
-from compresskit.measure.counters import zeus
+from compresskit.measure.energy.counters import zeus
 
 
 class ZeusBaseError(Exception):

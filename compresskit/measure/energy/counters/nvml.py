@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
-from compresskit.measure.counters.protocol import AbstractCounter
+from compresskit.measure.energy.counters.protocol import AbstractCounter
 from compresskit.measure.nvml import Gpu, open_gpus, power_watts
 
 if TYPE_CHECKING:

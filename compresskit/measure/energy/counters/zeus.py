@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import torch
 
 from compresskit.errors import MissingExtra
-from compresskit.measure.counters.protocol import AbstractCounter
+from compresskit.measure.energy.counters.protocol import AbstractCounter
 from compresskit.measure.nvml import hashed
 
 if TYPE_CHECKING:

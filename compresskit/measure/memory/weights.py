@@ -19,7 +19,7 @@ from torch import nn
 
 from compresskit.hf.modules import HoldsBytes
 from compresskit.hf.prepack import opaque_bytes
-from compresskit.measure import residency
+from compresskit.measure.memory import residency
 from compresskit.record import Estimated, Measured, Reading
 from compresskit.units import Unit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from compresskit.measure.counters.protocol import AbstractCounter
+from compresskit.measure.energy.counters.protocol import AbstractCounter
 
 
 @final

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compresskit.measure.counters.null import Null
-from compresskit.measure.counters.nvml import open_nvml
-from compresskit.measure.counters.protocol import AbstractCounter
-from compresskit.measure.counters.rapl import open_rapl
-from compresskit.measure.counters.zeus import open_zeus
+from compresskit.measure.energy.counters.null import Null
+from compresskit.measure.energy.counters.nvml import open_nvml
+from compresskit.measure.energy.counters.protocol import AbstractCounter
+from compresskit.measure.energy.counters.rapl import open_rapl
+from compresskit.measure.energy.counters.zeus import open_zeus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,7 +23,7 @@ from compresskit.units import Unit
 
 if TYPE_CHECKING:
     from compresskit.device import Device
-    from compresskit.measure.vram import ProcessVram
+    from compresskit.measure.memory.vram import ProcessVram
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from compresskit.measure.counters.protocol import AbstractCounter
+from compresskit.measure.energy.counters.protocol import AbstractCounter
 from compresskit.measure.nvml import hashed
 
 if TYPE_CHECKING:

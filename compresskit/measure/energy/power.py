@@ -19,7 +19,7 @@ from compresskit.units import Unit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from compresskit.measure.counters import AbstractCounter
+    from compresskit.measure.energy.counters import AbstractCounter
 
 PERIOD = 0.1
 _LONGEST_GAP = 1.0

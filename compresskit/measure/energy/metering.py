@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from compresskit.measure import power
+from compresskit.measure.energy import power
 from compresskit.record import EnergyWindow, Measured, Reading, Unavailable
 from compresskit.units import Unit
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from compresskit.measure.counters import AbstractCounter
+    from compresskit.measure.energy.counters import AbstractCounter
 
     Sampled = Callable[[AbstractCounter], AbstractContextManager[power.Trace]]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from compresskit.hf.cache import cache_bytes
-from compresskit.measure import accounts
-from compresskit.measure.accounts import Instant, measured
-from compresskit.measure.activations import LiveTensors, allocated_peak
-from compresskit.measure.memory import PeakMeter
+from compresskit.measure.memory import accounts
+from compresskit.measure.memory.accounts import Instant, measured
+from compresskit.measure.memory.activations import LiveTensors, allocated_peak
+from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.record import Reading, Unavailable
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import gc
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from compresskit.measure import accounts
-from compresskit.measure.accounts import Accounts
-from compresskit.measure.memory import PeakMeter
-from compresskit.measure.moved import moved_bytes
-from compresskit.measure.vram import ProcessVram
-from compresskit.measure.watched import DECODE, PREFILL, Caches, watched
-from compresskit.measure.weights import weight_bytes
+from compresskit.measure.memory import accounts
+from compresskit.measure.memory.accounts import Accounts
+from compresskit.measure.memory.moved import moved_bytes
+from compresskit.measure.memory.peaks import PeakMeter
+from compresskit.measure.memory.vram import ProcessVram
+from compresskit.measure.memory.watched import DECODE, PREFILL, Caches, watched
+from compresskit.measure.memory.weights import weight_bytes
 from compresskit.record import MemoryPass, Phase, Reading, Unavailable
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import time
 from typing import TYPE_CHECKING
 
 from compresskit.device import synchronizer
-from compresskit.measure import counters, energy, estimate, tick
+from compresskit.measure.energy import counters, estimate, metering, tick
 from compresskit.record import EnergyPass, EnergyWindow, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compresskit.measure.counters import AbstractCounter
+    from compresskit.measure.energy.counters import AbstractCounter
     from compresskit.measure.passes import Bench
 
 _SETTLE = 1.0
@@ -43,7 +43,7 @@ class Energy:
             [AbstractCounter, Callable[[], object]], float | None
         ] = tick.while_busy,
         pause: Callable[[float], None] = time.sleep,
-        meter: Callable[..., EnergyWindow] = energy.meter,
+        meter: Callable[..., EnergyWindow] = metering.meter,
         model: Callable[..., EnergyWindow] = estimate.meter,
     ) -> None:
         """Find the counter that covers the GPUs in use, or the CPU."""

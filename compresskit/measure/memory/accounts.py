@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from compresskit.measure import residency
-from compresskit.measure.weights import pieces, resident_weights
+from compresskit.measure.memory import residency
+from compresskit.measure.memory.weights import pieces, resident_weights
 from compresskit.record import Measured, Phase, Reading, Unavailable
 from compresskit.units import Unit
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from compresskit.device import Device
-    from compresskit.measure.residency import Resident
+    from compresskit.measure.memory.residency import Resident
 
 NO_SMAPS = "needs /proc/self/smaps (Linux)"
 

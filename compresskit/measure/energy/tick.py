@@ -18,7 +18,7 @@ from compresskit.stats import median
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compresskit.measure.counters import AbstractCounter
+    from compresskit.measure.energy.counters import AbstractCounter
 
 FEWEST_TICKS = 100
 """In one window: leaves an error of at most 1 %."""
