@@ -99,15 +99,20 @@ class Energy:
         )
 
     def _without_counter(self) -> None:
-        """Estimate where that was asked for and a model exists; else say once why there is nothing."""
+        """Estimate where that was asked for and a model exists; else say why there is nothing.
+
+        Once: an estimate gets no surer by repetition.
+        """
         wanted = self.bench.protocol.estimate_energy
         for work, windows in (
             (self._one_prefill, self._prefill),
             (self._one_answer, self._generate),
         ):
+            if windows:
+                continue
             if wanted and self.bench.system.device.kind == "cpu":
                 windows.append(self._model(work, seconds=self.bench.protocol.energy_seconds))
-            elif not windows:
+            else:
                 why = self._counter.reason()
                 if wanted:
                     why = f"{why}; there is a model for the CPU only, so nothing was estimated"
