@@ -78,9 +78,11 @@ def median_ratio(
     a, b = _positive(variant), _positive(baseline)
     if a.size != b.size:
         raise ValueError("pairs need equally many values on both sides")
-    logs = np.sort(np.log(a) - np.log(b))
-    lower, upper = _middles(logs.size, resamples, 0)
-    low, high = np.exp(_tails((logs[lower] + logs[upper]) / 2, confidence))
+    logs = np.log(a) - np.log(b)
+    # Drawn by round, not by rank: the mirror image of the draws is then that of the sides.
+    drawn = np.sort(logs[_draws(logs.size, resamples, 0)], axis=1)
+    middles = (drawn[:, (logs.size - 1) // 2] + drawn[:, logs.size // 2]) / 2
+    low, high = np.exp(_tails(middles, confidence))
     return Interval(float(np.exp(np.median(logs))), float(low), float(high))
 
 

@@ -145,3 +145,10 @@ def test_pairing_shrinks_a_quality_difference_to_its_noise():
 def test_a_difference_without_sound_pairs_is_refused(variant, baseline, weights):
     with pytest.raises(ValueError, match="paired difference"):
         weighted_mean_difference(variant, baseline, weights)
+
+
+def test_swapping_the_sides_inverts_the_interval_of_rounds_exactly():
+    one, other = [1.0] * 9, [1.0] * 7 + [2.0] * 2
+    there, back = median_ratio(other, one), median_ratio(one, other)
+    assert there.low == pytest.approx(1 / back.high, rel=1e-12)
+    assert there.high == pytest.approx(1 / back.low, rel=1e-12)
