@@ -122,8 +122,8 @@ def _word(
     if 1 / factor <= ratio.low and ratio.high <= factor:
         return "same", ""
     if 1 / factor <= ratio.value <= factor:
-        return "inconclusive", f"the interval leaves the factor {factor:g} open"
+        return "inconclusive", f"the interval leaves the factor {factor:.3g} open"
     return (
         "inconclusive",
-        f"beyond the factor {factor:g}, but chance alone does as much: p = {p:.2g}",
+        f"beyond the factor {factor:.3g}, but chance alone does as much: p = {p:.2g}",
     )
