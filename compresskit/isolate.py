@@ -16,6 +16,7 @@ library prints in the child goes to a log that is only shown if the child dies.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from compresskit.artefact import Notify
 
 _LOG_TAIL = 400
+_PR_SET_PDEATHSIG = 1
 _LAST_WORDS_SECONDS = 2.0
 
 
@@ -79,8 +81,10 @@ class Child:
                     env=_environment(self.spec),
                 )
             )
+            # From here on the process is ended whatever happens, Ctrl-C in this very line included.
+            opening.callback(self._end)
+            self._tell(self._order)
             self._resources = opening.pop_all()
-        self._tell(self._order)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -89,9 +93,11 @@ class Child:
 
     def close(self) -> None:
         """End the process; one that has given its record is let go. May be called twice."""
+        self._resources.close()
+
+    def _end(self) -> None:
         if self._record is None:
             self._process.kill()
-        self._resources.close()
 
     def ready(self) -> bool:
         """Wait until the child asks for a turn; False if its run is over already.
@@ -192,6 +198,7 @@ def _environment(spec: RunSpec) -> dict[str, str]:
 
 def main() -> None:
     """Child side: read an order, run it turn by turn, write events."""
+    _die_with_parent()
     # Libraries that print to stdout must not garble the protocol: file descriptor 1 becomes
     # stderr, and the events go to a private copy of the pipe.
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -218,6 +225,12 @@ def main() -> None:
         # The parent got the same Ctrl-C and speaks for both.
         sys.exit(130)
     tell(record=record.model_dump(mode="json"))
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is gone: nobody could read what it measures."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _turns(tell: Callable[..., None]) -> Iterator[Go]:

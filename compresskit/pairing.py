@@ -22,7 +22,7 @@ from compresskit.isolate import Child
 from compresskit.runner import Go
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from compresskit.record import Record
     from compresskit.spec import RunSpec
@@ -65,7 +65,7 @@ def run(specs: Sequence[RunSpec], notify: Notify = silent, *, seed: int = 0) -> 
 
 def session(
     arms: Sequence[Arm], notify: Notify = silent, *, seed: int = 0
-) -> Iterator[tuple[int, Record]]:
+) -> Generator[tuple[int, Record], None, None]:
     """Measure `arms` in alternation; yield each index with its record as soon as that is complete.
 
     An arm that fails or is skipped leaves the session; the others go on.

@@ -12,6 +12,7 @@ them is measured again, and its record gets one more block.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -139,13 +140,15 @@ class _Bench:
                 self._begin(arms[arm].spec, again=arms[arm].speed_only)
             self.watcher.phase(f"{_label(arms[arm].spec)}: {phase}", detail)
 
-        for index, record in pairing.session(arms, notify, seed=arms[0].spec.seed):
-            arm = arms[index]
-            whole = self._merged(arm, record).model_copy(update=self.extra)
-            save(whole, self.folder)
-            self.records[arm.spec.digest()] = whole
-            if not arm.speed_only:
-                self.watcher.end(whole, reused=False)
+        # Closed at once if a record cannot be saved or Ctrl-C comes: no process is left behind.
+        with closing(pairing.session(arms, notify, seed=arms[0].spec.seed)) as session:
+            for index, record in session:
+                arm = arms[index]
+                whole = self._merged(arm, record).model_copy(update=self.extra)
+                save(whole, self.folder)
+                self.records[arm.spec.digest()] = whole
+                if not arm.speed_only:
+                    self.watcher.end(whole, reused=False)
 
     def _begin(self, spec: RunSpec, *, again: bool = False) -> None:
         label = f"{_label(spec)}, once more beside others" if again else _label(spec)
