@@ -1,16 +1,16 @@
 """Regressions planted in the product: the gate must name the right tier, and pass without them.
 
 The runs of a session are made in this process, one after the other, so that a fault planted by
-`monkeypatch` is in them; everything else is `compresskit check` as a user runs it. The clock is the
-CPU time of this thread plus what it slept, so that the tests do not depend on who else is at work.
+`monkeypatch` is in them; everything else is `compresskit check` as a user runs it. The clock
+only advances when a step is taken, or sleeps: who else is at work does not matter.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,13 +23,12 @@ from compresskit.cli.check import check
 from compresskit.engines import native
 from compresskit.errors import Exit
 from compresskit.measure import clock, passes
-from compresskit.measure.yardstick import Yardstick
 from compresskit.methods.kv import sink_window
 from compresskit.methods.quant import int8
 from compresskit.methods.speculative import _loop, _verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SUITE = """
@@ -95,26 +94,42 @@ class Gate:
         return found
 
 
-class Nap:
-    """A clock that load cannot move, and a way to sleep on it."""
+class Clock:
+    """Advances by what is slept on it, and by nothing else."""
 
-    slept = 0.0
+    now = 0.0
 
     def __call__(self) -> float:
-        return time.thread_time() + self.slept
+        return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.slept += seconds
+        self.now += seconds
 
 
-NAP = Nap()
+CLOCK = Clock()
+
+
+def lasting(seconds: float, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return `eager_step` with steps that take `seconds` longer."""
+
+    def prepared(model: Any) -> Any:
+        step = make(model)
+
+        def timed(*words: Any, **options: Any) -> Any:
+            CLOCK.sleep(seconds)
+            return step(*words, **options)
+
+        return timed
+
+    return prepared
 
 
 def plant_sessions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sweep.pairing, "session", in_this_process)
-    patch.setattr(passes.clock, "trace", partial(clock.trace, clock=NAP))
-    patch.setattr(passes.clock, "span", partial(clock.span, clock=NAP))
-    patch.setattr(runner, "Yardstick", partial(Yardstick, clock=NAP))
+    patch.setattr(passes.clock, "trace", partial(clock.trace, clock=CLOCK))
+    patch.setattr(passes.clock, "span", partial(clock.span, clock=CLOCK))
+    patch.setattr(native, "eager_step", lasting(0.002, native.eager_step))
+    patch.setattr(runner, "Yardstick", lambda device: SimpleNamespace(read=lambda: 0.001))
     patch.setattr(clock.contention, "queued", lambda: 0.0)
 
 
@@ -142,18 +157,7 @@ def test_unchanged_code_passes(gate: Gate) -> None:
 def test_a_sleep_in_the_decode_step_is_a_matter_of_clocks(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager = native.eager_step
-
-    def drowsy(model: Any) -> Any:
-        step = eager(model)
-
-        def slow(*words: Any, **options: Any) -> Any:
-            NAP.sleep(0.01)
-            return step(*words, **options)
-
-        return slow
-
-    monkeypatch.setattr(native, "eager_step", drowsy)
+    monkeypatch.setattr(native, "eager_step", lasting(0.001, native.eager_step))
     result = gate.run()
     assert result.exit_code == Exit.FAILED, result.stderr
     failures = gate.failures(result)
