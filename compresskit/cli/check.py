@@ -135,12 +135,15 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield out
         return
     folder = Path(tempfile.mkdtemp(prefix="compresskit-check-"))
+    kept = True
     try:
         yield folder
-    except BaseException:
-        print(f"The new records are kept in {folder}", file=sys.stderr)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        kept = False
+    finally:
+        if kept:
+            print(f"The new records are kept in {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measure(suite: Suite, specs: list[RunSpec], out: Path) -> Swept:
