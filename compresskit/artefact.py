@@ -143,7 +143,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         notify("apply", plan.spec.label())
         applied_from = time.perf_counter()
         calibrated: list[int] = []
-        context = _context(plan, bare, models, calibrated)
+        context = _context(plan, bare, models, calibrated, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
         gc.collect()
         applied_at = time.perf_counter()
@@ -158,18 +158,21 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         yield Opened(system, setup, phases, parameters, traits)
 
 
-def _context(plan: Plan, bare: System, models: ExitStack, calibrated: list[int]) -> Context:
+def _context(
+    plan: Plan, bare: System, models: ExitStack, calibrated: list[int], notify: Notify
+) -> Context:
     def load_other(model: ModelSpec) -> System:
         path = find_model(model).path
         return models.enter_context(plan.engine.open(path, model, plan.device))
 
-    def calibration(count: int) -> list[int]:
+    def calibration(text: str, count: int) -> list[int]:
         calibrated.append(count)
-        return workload.calibration(bare.tokenizer, count)
+        return workload.calibration(bare.tokenizer, text, count)
 
     return Context(
         load=load_other,
         calibration=calibration,
         seed=plan.spec.seed,
         dtype=load.dtype_name(bare.model),
+        progress=lambda label, done, total: notify("apply", f"{label} {done}/{total}"),
     )

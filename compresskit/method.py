@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pydantic import JsonValue
 
@@ -44,17 +44,30 @@ EXCLUSIVE = frozenset({Stage.MODEL, Stage.DECODE, Stage.ROUTE})
 """Stages that only one method of a stack can fill."""
 
 
+class Progress(Protocol):
+    """Told how far a long step has come; the command line turns it into a bar."""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `label` are over."""
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method may ask for while it is applied; injected, so methods import no loader."""
 
     load: Callable[[ModelSpec], System]
     """Load another model (a draft, a student) on the same device."""
-    calibration: Callable[[int], list[int]]
-    """That many tokens of calibration text, kept apart from evaluation text."""
+    calibration: Callable[[str, int], list[int]]
+    """That many tokens of the named text (`calibration` is the shipped one), kept apart from
+    evaluation text."""
     seed: int
     dtype: str
     """Computation type of the run: float32, bfloat16 or float16."""
+    progress: Progress = quiet
 
 
 class AbstractMethod(Frozen, ABC):

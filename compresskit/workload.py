@@ -73,16 +73,19 @@ def prompts(tokenizer: Tokenizer, workload: WorkloadSpec, count: int, seed: int)
     return Prompts(found, text.facts(len(ids)), texts.ids_sha256(found))
 
 
-def calibration(tokenizer: Tokenizer, count: int) -> list[int]:
-    """Return `count` tokens of the calibration text, which shares nothing with the held-out one.
+def calibration(tokenizer: Tokenizer, text: str, count: int) -> list[int]:
+    """Return the first `count` tokens of `text`.
+
+    The text called `calibration` shares nothing with the held-out one.
 
     Raises:
         InputError: the text has fewer.
     """
-    ids = tokenizer.encode(texts.load("calibration").content, special=False)
+    ids = tokenizer.encode(texts.load(text).content, special=False)
     if len(ids) < count:
         raise InputError(
-            f"the calibration text has {len(ids)} tokens; {count} are wanted. Calibrate on fewer."
+            f"the calibration text {text!r} has {len(ids)} tokens; {count} are wanted. Calibrate on "
+            "fewer, or on a longer text."
         )
     return ids[:count]
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from compresskit.errors import Conflict
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -70,6 +72,20 @@ def _linears(model: nn.Module) -> Iterator[Site]:
         if type(module) is nn.Linear or type(module) is Conv1D:
             path, _, attribute = name.rpartition(".")
             yield Site(name, module, model.get_submodule(path), attribute)
+
+
+def embedding(model: Any) -> Site:
+    """The input embedding.
+
+    Raises:
+        Conflict: the model has none that could be replaced.
+    """
+    module = model.get_input_embeddings()
+    for name, found in model.named_modules():
+        if found is module and isinstance(found, nn.Embedding):
+            path, _, attribute = name.rpartition(".")
+            return Site(name, found, model.get_submodule(path), attribute)
+    raise Conflict("The model has no input embedding that could be quantised.")
 
 
 def head(model: Any) -> nn.Module | None:

@@ -1,22 +1,25 @@
 """Choose an implementation of an operation, and remember which one really ran.
 
-    stored weight --choose(op, x, impl)--> Implementation --prepare--> Prepared --(x)--> y
-    (portable)                                             (laid out once, at load)
+    stored weight --choose(op, x, weight, impl)--> Implementation --prepare--> Prepared --(x)--> y
+    (portable)                                                     (laid out once, at load)
 
 The choice is made once per weight, not once per call: what depends on the call (the number of
 rows) is a branch inside the prepared weight. Each branch calls `note` with a constant, one set
 insertion, so that `used()` names what ran rather than what was meant to run. An explicit choice
 that cannot run raises; the automatic one takes the first that can, and the record shows it.
+`forced` makes the explicit choice for every layer of a model that is built under it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -36,6 +39,10 @@ class Prepared(ABC):
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that stays in memory, by role."""
 
+    @abstractmethod
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows `index` `[...]` (int64) of the weight in float32, `[..., K]`: an embedding's look-up."""
+
     def held_bytes(self) -> dict[str, int]:
         """Bytes that stay in memory, padding included: codes or packed, scales, zero_points."""
         return {role: tensor.nbytes for role, tensor in self.tensors().items()}
@@ -51,8 +58,8 @@ class Implementation(Generic[W]):
     """What the record says: the routines behind the name and when each runs."""
     needs: str
     """What `supports` checks, in words; ends the message of a refused explicit choice."""
-    supports: Callable[[torch.Tensor], bool]
-    """Whether it can take an input of this device, type and width."""
+    supports: Callable[[torch.Tensor, W], bool]
+    """Whether it can take an input of this device, type and width, and this kind of weight."""
     prepare: Callable[[W], Prepared]
     """Lay out a stored weight."""
 
@@ -91,18 +98,40 @@ def reset() -> None:
     _ran.clear()
 
 
-def choose(op: Op[W], x: torch.Tensor, impl: str = "auto") -> Implementation[W]:
-    """Return the implementation called `impl`, or for `auto` the first that supports `x`."""
+_wish: ContextVar[str] = ContextVar("implementation", default="auto")
+
+
+@contextmanager
+def forced(impl: str) -> Iterator[None]:
+    """Let `impl` take the place of `auto` in every choice made in this block; `auto` undoes it."""
+    token = _wish.set(impl)
+    try:
+        yield
+    finally:
+        _wish.reset(token)
+
+
+def choose(op: Op[W], x: torch.Tensor, weight: W, impl: str = "auto") -> Implementation[W]:
+    """Return the implementation called `impl`, or for `auto` the first that supports both.
+
+    `x` may be any tensor of the right device, type and last dimension.
+
+    Raises:
+        LookupError: there is no implementation of that name.
+        ValueError: it cannot take this input or weight, or nothing can.
+    """
+    if impl == "auto":
+        impl = _wish.get()
     if impl == "auto":
         for candidate in op.implementations:
-            if candidate.supports(x):
+            if candidate.supports(x, weight):
                 return candidate
         raise ValueError(
             f"{op.name}: nothing supports {_describe(x)}; the input must be floating-point."
         )
     for candidate in op.implementations:
         if candidate.name == impl:
-            if candidate.supports(x):
+            if candidate.supports(x, weight):
                 return candidate
             raise ValueError(
                 f"{op.name}: {impl!r} cannot take {_describe(x)}; it needs {candidate.needs}. "

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from compresskit_kernels import int4_matmul, int8_matmul
+from compresskit_kernels import grouped_matmul, int8_matmul
 from compresskit_kernels.dispatch import choose
+from compresskit_kernels.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,15 +55,15 @@ def examine(kind: str, dtype: torch.dtype = torch.bfloat16) -> list[Row]:
     weights: list[tuple[Any, Any]] = [
         (int8_matmul.OP, int8_matmul.Int8Weight(codes8.to(kind), scales[:, 0])),
         (
-            int4_matmul.OP,
-            int4_matmul.Int4Weight(
-                int4_matmul.pack(codes4).to(kind), scales, scales.clone(), WIDTH, GROUP
+            grouped_matmul.OP,
+            grouped_matmul.GroupedWeight(
+                pack(codes4, 4).to(kind), scales, WIDTH, GROUP, offsets=scales.clone()
             ),
         ),
     ]
     rows = []
     for op, weight in weights:
-        way = choose(op, x)
+        way = choose(op, x, weight)
         product = way.prepare(weight)
         taken = _best(partial(product, x), kind)
         rows.append(Row(op.name, way.name, way.detail, taken, dense))

@@ -9,9 +9,8 @@ import torch
 from compresskit_kernels.int8_matmul import OP, Int8Weight
 from pydantic import JsonValue
 
-from compresskit.method import AbstractMethod, Stage
+from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._linear import Scheme, quantise_linears
-from compresskit.traits import Effects, Trait
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -31,7 +30,7 @@ def quantise(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> Int8W
 
 
 @final
-class Int8(AbstractMethod):
+class Int8(AbstractQuant):
     """Store each linear weight as int8 with one scale per output row (W8A16).
 
     Round to nearest against the row's absolute maximum; activations stay in 16 bits. The packed
@@ -43,22 +42,16 @@ class Int8(AbstractMethod):
     turns the codes back into floats in every call.
     """
 
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     example: ClassVar[Mapping[str, JsonValue]] = {}
-
-    head: bool = True
-    """Quantise the output head too; if it is tied, the embedding stays dense beside it."""
-    skip: tuple[str, ...] = ()
-    """Layers to leave dense, as patterns of module names, such as "*.down_proj"."""
-
-    def effects(self) -> Effects:
-        """Takes the float weights away, and with them the claim to equal tokens."""
-        return Effects(
-            requires=frozenset({Trait.MODULES, Trait.FLOAT_WEIGHTS}),
-            removes=frozenset({Trait.FLOAT_WEIGHTS, Trait.LOSSLESS}),
-        )
 
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
         scheme = Scheme(op=OP, bits=8, quantise=quantise)
-        return quantise_linears(system, scheme, with_head=self.head, skip=self.skip)
+        return quantise_linears(
+            system,
+            lambda site: scheme,
+            with_head=self.head,
+            skip=self.skip,
+            with_embeddings=self.embeddings,
+            progress=ctx.progress,
+        )

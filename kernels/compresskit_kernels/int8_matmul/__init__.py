@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from compresskit_kernels.dequantise import on_cuda, reference
 from compresskit_kernels.dispatch import Op, choose
-from compresskit_kernels.int8_matmul import cpu
+from compresskit_kernels.int8_matmul import cpu, native
 from compresskit_kernels.int8_matmul.weight import Int8Weight
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 OP: Op[Int8Weight] = Op(
     "int8_matmul",
-    (cpu.IMPLEMENTATION, on_cuda("int8_matmul"), reference("int8_matmul")),
+    (native.IMPLEMENTATION, cpu.IMPLEMENTATION, on_cuda("int8_matmul"), reference("int8_matmul")),
 )
 
 
 def int8_matmul(x: torch.Tensor, weight: Int8Weight, *, impl: str = "auto") -> torch.Tensor:
     """Multiply once; a model prepares the weight once instead and calls that."""
-    return choose(OP, x, impl).prepare(weight)(x)
+    return choose(OP, x, weight, impl).prepare(weight)(x)
 
 
 __all__ = ["OP", "Int8Weight", "int8_matmul"]

@@ -39,11 +39,11 @@ WIDE = Use("int8_matmul", "cpu: codes to float + matmul")
 class CpuInt8(Prepared):
     """Codes as stored, scales in bfloat16 (the operator takes no other type)."""
 
-    __slots__ = ("codes", "padding", "rows", "scales", "width")
+    __slots__ = ("codes", "height", "padding", "scales", "width")
 
     def __init__(self, weight: Int8Weight) -> None:
         """Keep the codes of `weight`; round the scales to bfloat16."""
-        self.rows, self.width = weight.shape
+        self.height, self.width = weight.shape
         self.padding = -self.width % STRIDE
         self.codes = functional.pad(weight.codes, (0, self.padding)).contiguous()
         self.scales = weight.scales.to(torch.bfloat16)
@@ -59,7 +59,7 @@ class CpuInt8(Prepared):
         else:
             note(WIDE)
             y = self._wide(flat)
-        return host.like(y, x).view(*x.shape[:-1], self.rows)
+        return host.like(y, x).view(*x.shape[:-1], self.height)
 
     def _wide(self, flat: torch.Tensor) -> torch.Tensor:
         """Codes are exact in bfloat16, so scaling the product instead of them loses nothing."""
@@ -68,16 +68,21 @@ class CpuInt8(Prepared):
         step = max(1, CHUNK // self.codes.shape[1])
         parts = [
             functional.linear(flat, self.codes[i : i + step].to(dtype)) * self.scales[i : i + step]
-            for i in range(0, self.rows, step)
+            for i in range(0, self.height, step)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight."""
+        codes = self.codes[index][..., : self.width]
+        return codes.float() * self.scales[index].float().unsqueeze(-1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Codes and scales."""
         return {"codes": self.codes, "scales": self.scales}
 
 
-def _supports(x: torch.Tensor) -> bool:
+def _supports(x: torch.Tensor, weight: Int8Weight) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -32,6 +32,10 @@ class Int8Weight(NamedTuple):
         """The stored tensors by role."""
         return {"codes": self.codes, "scales": self.scales}
 
+    def take(self, rows: torch.Tensor) -> Int8Weight:
+        """These rows (int64 `[n]`), as a weight of their own."""
+        return Int8Weight(self.codes[rows], self.scales[rows])
+
     @classmethod
     def join(cls, parts: Sequence[Int8Weight]) -> Int8Weight:
         """Stack weights of the same width on top of each other."""

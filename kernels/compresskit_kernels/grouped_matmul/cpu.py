@@ -1,4 +1,6 @@
-"""The packed CPU path: torch's product of bfloat16 rows with int4 codes.
+"""The 4-bit path of torch: its product of bfloat16 rows with packed int4 codes.
+
+Where our own product (`native`) cannot be built, this is what runs.
 
 The operator wants its own layout, which follows the instruction set (`host.int4_block`), so the
 stored codes are repacked at load and then dropped; it is never serialised. It is fast in bfloat16
@@ -10,6 +12,7 @@ Rows are padded to `host.ROWS` and a ragged last group is completed, both counte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,37 +22,40 @@ from compresskit_kernels import host
 from compresskit_kernels.dispatch import Implementation, Prepared, Use, note
 
 if TYPE_CHECKING:
-    from compresskit_kernels.int4_matmul.weight import Int4Weight
+    from compresskit_kernels.grouped_matmul.weight import GroupedWeight
 
 PACKED_ROWS = 64
 """Most rows for the packed product. Measured on one thread of a Zen 4 core (AVX-512), 1536x576:
 packed 322 µs at 32 rows and 626 at 64; unpacking costs 448, the product after it 260 at 64."""
 
+GROUPS = (32, 64, 128, 256)
+
 CHUNK = 1 << 19
 """Codes unpacked at a time: bounds the extra memory and stays in cache."""
 
-PACKED = Use("int4_matmul", "cpu: _weight_int4pack_mm_for_cpu bf16")
-WIDE = Use("int4_matmul", "cpu: unpack to float + matmul")
+PACKED = Use("grouped_matmul", "cpu: _weight_int4pack_mm_for_cpu bf16")
+WIDE = Use("grouped_matmul", "cpu: unpack to float + matmul")
 
 
-class CpuInt4(Prepared):
+class TorchInt4(Prepared):
     """torch's packed codes and one tensor of scales and offsets."""
 
-    __slots__ = ("block", "group", "packed", "padded_width", "qparams", "rows", "width")
+    __slots__ = ("block", "group", "height", "packed", "padded_width", "qparams", "width")
 
-    def __init__(self, weight: Int4Weight) -> None:
+    def __init__(self, weight: GroupedWeight) -> None:
         """Repack `weight`; scales and offsets are rounded to bfloat16 unless they are already."""
         block = host.int4_block()
         if block is None:
-            raise ValueError("int4_matmul: this CPU has no packed int4 product; use 'reference'.")
+            raise ValueError(
+                "grouped_matmul: this CPU has no packed int4 product; use 'reference'."
+            )
         self.block = block
-        self.rows, self.width = weight.shape
+        self.height, self.width = weight.shape
         self.group = weight.group
-        self.padded_width = weight.packed.shape[1] * 2
-        self.packed = _repack(weight)
-        offsets = torch.zeros_like(weight.scales) if weight.offsets is None else weight.offsets
-        both = torch.stack((weight.scales, offsets), dim=-1).to(torch.bfloat16)
-        both = functional.pad(both, (0, 0, 0, 0, 0, -self.rows % host.ROWS))
+        self.padded_width = weight.groups * weight.group
+        self.packed = _repack(weight, self.padded_width)
+        both = torch.stack((weight.scales, _offsets(weight)), dim=-1).to(torch.bfloat16)
+        both = functional.pad(both, (0, 0, 0, 0, 0, -self.height % host.ROWS))
         self.qparams = both.transpose(0, 1).contiguous()  # [K/G, N, 2]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,9 +71,9 @@ class CpuInt4(Prepared):
         else:
             note(WIDE)
             y = self._wide(flat)
-        if y.shape[1] != self.rows:
-            y = y[:, : self.rows]
-        return host.like(y, x).reshape(*x.shape[:-1], self.rows)
+        if y.shape[1] != self.height:
+            y = y[:, : self.height]
+        return host.like(y, x).reshape(*x.shape[:-1], self.height)
 
     def _wide(self, flat: torch.Tensor) -> torch.Tensor:
         """Unpack a slab of rows, multiply, go on."""
@@ -95,6 +101,16 @@ class CpuInt4(Prepared):
         out.permute(1, 0, 2).copy_(values.view(blocks, width, block))
         return out.view(width, stop - start)
 
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight; a block is unpacked for each."""
+        flat = index.reshape(-1)
+        block = host.ROWS
+        out = torch.empty(flat.numel(), self.width)
+        for place, row in enumerate(flat.tolist()):
+            start = row // block * block
+            out[place] = self._unpack(start, start + block)[: self.width, row - start]
+        return out.view(*index.shape, self.width)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Packed codes, and scales with offsets."""
         return {"packed": self.packed, "qparams": self.qparams}
@@ -105,31 +121,43 @@ class CpuInt4(Prepared):
         return {"packed": self.packed.nbytes, "scales": half, "zero_points": half}
 
 
-def _repack(weight: Int4Weight) -> torch.Tensor:
+def _offsets(weight: GroupedWeight) -> torch.Tensor:
+    """The value of code 8, which is where torch's grid has its origin."""
+    if weight.zeros is not None:
+        return (8 - weight.zeros.float()) * weight.scales.float()
+    return torch.zeros_like(weight.scales) if weight.offsets is None else weight.offsets
+
+
+def _repack(weight: GroupedWeight, width: int) -> torch.Tensor:
     """Lay the codes out as torch wants them: padded rows, and by way of int32, so in slabs."""
-    rows, half_width = weight.packed.shape
-    out = torch.zeros(rows + -rows % host.ROWS, half_width, dtype=torch.uint8)
-    step = max(host.ROWS, CHUNK // max(1, 2 * half_width) // host.ROWS * host.ROWS)
+    rows = weight.shape[0]
+    out = torch.zeros(rows + -rows % host.ROWS, width // 2, dtype=torch.uint8)
+    step = max(host.ROWS, CHUNK // max(1, width) // host.ROWS * host.ROWS)
     for start in range(0, rows, step):
-        part = weight._replace(packed=weight.packed[start : start + step]).codes().int()
-        part = functional.pad(part, (0, 0, 0, -part.shape[0] % host.ROWS))
+        part = replace(weight, packed=weight.packed[start : start + step]).codes().int()
+        part = functional.pad(part, (0, width - weight.width, 0, -part.shape[0] % host.ROWS))
         out[start : start + part.shape[0]] = torch._convert_weight_to_int4pack_for_cpu(part, 1)
     return out
 
 
-def _supports(x: torch.Tensor) -> bool:
+def _supports(x: torch.Tensor, weight: GroupedWeight) -> bool:
     return (
-        x.device.type == "cpu"
+        weight.bits == 4
+        and weight.group in GROUPS
+        and weight.table is None
+        and weight.gain == 1.0
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.shape[-1] > 0
         and host.int4_block() is not None
     )
 
 
-IMPLEMENTATION: Implementation[Int4Weight] = Implementation(
+IMPLEMENTATION: Implementation[GroupedWeight] = Implementation(
     name="cpu",
     detail=f"{PACKED.routine} (M <= {PACKED_ROWS}), {WIDE.routine} (M > {PACKED_ROWS})",
-    needs="a float32, bfloat16 or float16 input with K > 0 on an x86 CPU with AVX2 or AVX-512",
+    needs="an affine 4-bit weight in groups of 32 to 256, and a float32, bfloat16 or float16 input "
+    "with K > 0 on an x86 CPU with AVX2 or AVX-512",
     supports=_supports,
-    prepare=CpuInt4,
+    prepare=TorchInt4,
 )

@@ -1,0 +1,60 @@
+"""Weights in 2 to 8 bits, a scale and an offset per group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, final
+
+from pydantic import JsonValue
+
+from compresskit.methods.quant._base import AbstractQuant
+from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint, scheme
+from compresskit.methods.quant._linear import quantise_linears
+
+if TYPE_CHECKING:
+    from compresskit.method import Context
+    from compresskit.system import System
+
+
+@final
+class IntN(AbstractQuant):
+    """Store each linear weight in 2 to 8 bits with a scale and an offset per group (WnA16).
+
+    `quant/int4` at any width, really packed: three bits take three. See there for groups, zero
+    points and int8 activations.
+
+    Paper: Frantar et al. 2022, GPTQ, arXiv 2210.17323 (its round-to-nearest baseline, grouped).
+    Differs: no error compensation; the zero point is a float by default.
+    Cost: one float pass over the weights at load, no calibration.
+    """
+
+    example: ClassVar[Mapping[str, JsonValue]] = {"bits": 3, "group": 32}
+
+    bits: Bits = 3
+    """Bits a code."""
+    group: Group = 64
+    """Weights that share a scale, along the input (0: a whole row); a last group may be ragged."""
+    symmetric: bool = False
+    """Levels around zero without an offset, instead of from minimum to maximum."""
+    zero_point: ZeroPoint = "float"
+    """Without symmetry: a float offset, or an integer zero point as checkpoints store it."""
+    activations: Activations = "float"
+    """What the weights are multiplied with: 16-bit floats, or int8 rounded per token and group."""
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        rounding = scheme(
+            bits=self.bits,
+            activations=self.activations,
+            group=self.group,
+            symmetric=self.symmetric,
+            zero_point=self.zero_point,
+        )
+        return quantise_linears(
+            system,
+            lambda site: rounding,
+            with_head=self.head,
+            skip=self.skip,
+            with_embeddings=self.embeddings,
+            progress=ctx.progress,
+        )

@@ -1,0 +1,43 @@
+"""Activations times a group-wise weight of 2 to 8 bits (W2A16 to W8A16, nf4, fp4, mxfp4).
+
+    y[m, n] = sum_k x[m, k] * weight[n, k]        weight as in `weight.GroupedWeight`
+
+x `[..., K]` float32, bfloat16 or float16; y `[..., N]` in the type of x. Any M, N, K, zero
+included; K need not divide by the group.
+
+Error against float64: the reference accumulates in float32; the others round x, y and (with many
+rows) the dequantised weight to bfloat16, relative 2^-9 each, and accumulate in float32.
+
+Papers: Frantar et al. 2022, GPTQ, arXiv 2210.17323, for the group-wise grid; Dettmers et al. 2023,
+QLoRA, arXiv 2305.14314, for code books.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compresskit_kernels.dequantise import on_cuda, reference
+from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.grouped_matmul import cpu, native
+from compresskit_kernels.grouped_matmul.weight import GroupedWeight
+
+if TYPE_CHECKING:
+    import torch
+
+OP: Op[GroupedWeight] = Op(
+    "grouped_matmul",
+    (
+        native.IMPLEMENTATION,
+        cpu.IMPLEMENTATION,
+        on_cuda("grouped_matmul"),
+        reference("grouped_matmul"),
+    ),
+)
+
+
+def grouped_matmul(x: torch.Tensor, weight: GroupedWeight, *, impl: str = "auto") -> torch.Tensor:
+    """Multiply once; a model prepares the weight once instead and calls that."""
+    return choose(OP, x, weight, impl).prepare(weight)(x)
+
+
+__all__ = ["OP", "GroupedWeight", "grouped_matmul"]
