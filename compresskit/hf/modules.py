@@ -2,8 +2,8 @@
 
 A linear layer is an `nn.Linear` or GPT-2's `Conv1D` (the same thing with the weight transposed).
 Subclasses are left alone: they are somebody's own quantised, adapted or routed layer. Experts that
-are kept as one 3-D parameter are no modules at all, so replacing modules passes them by; they are
-counted by `left_dense`, so that a method which skipped them has to say so.
+are kept as one 3-D parameter are no modules each; `experts` finds what holds them, and what a method
+leaves of them is counted by `left_dense`.
 
 Output heads: where the head shares the embedding's weight, replacing the head gives it a copy of
 its own and the embedding stays dense for the look-up. Both are then held, and both are counted.
@@ -86,6 +86,22 @@ def embedding(model: Any) -> Site:
             path, _, attribute = name.rpartition(".")
             return Site(name, found, model.get_submodule(path), attribute)
     raise Conflict("The model has no input embedding that could be quantised.")
+
+
+def experts(model: nn.Module) -> list[Site]:
+    """Modules that keep routed experts as 3-D parameters in transformers' common form.
+
+    Those with a norm after each expert are left out: nothing here knows how to apply it.
+    """
+    found = []
+    for name, module in model.named_modules():
+        down = getattr(module, "down_proj", None)
+        common = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
+        plain = not getattr(module, "has_post_expert_norm", False)
+        if common and plain and isinstance(down, nn.Parameter) and down.dim() == 3:
+            path, _, attribute = name.rpartition(".")
+            found.append(Site(name, module, model.get_submodule(path), attribute))
+    return found
 
 
 def head(model: Any) -> nn.Module | None:

@@ -37,7 +37,7 @@ def round_rows(x: torch.Tensor, group: int | None = None) -> Rounded:
     size = width if group is None or group >= width else group
     if not width:
         return Rounded(x.to(torch.int8), x.new_zeros(rows, 0, dtype=torch.float32), 1)
-    filled = functional.pad(x.float(), (0, -width % size)).view(rows, -1, size)
+    filled = functional.pad(x.float(), (0, -width % size)).view(rows, -(-width // size), size)
     steps = filled.abs().amax(dim=2) / 127
     codes = torch.round(filled / steps.where(steps > 0, 1.0).unsqueeze(2))
-    return Rounded(codes.view(rows, -1)[:, :width].to(torch.int8), steps, size)
+    return Rounded(codes.flatten(1)[:, :width].to(torch.int8), steps, size)

@@ -55,8 +55,8 @@ class Dequantised(Prepared):
         note(self.routine)
         weight = self.weight.dequantise()
         if self.rounded is not None:
-            flat = self.rounded(x.reshape(-1, x.shape[-1]), self.weight)
-            return functional.linear(flat, weight).to(x.dtype).view(*x.shape[:-1], -1)
+            flat = self.rounded(x.reshape(x.shape[:-1].numel(), x.shape[-1]), self.weight)
+            return functional.linear(flat, weight).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
         if self.in_float32:
             return functional.linear(x.float(), weight).to(x.dtype)
         return functional.linear(x, weight.to(x.dtype))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 W = TypeVar("W")
+F = TypeVar("F")
 
 
 class Prepared(ABC):
@@ -139,6 +140,46 @@ def choose(op: Op[W], x: torch.Tensor, weight: W, impl: str = "auto") -> Impleme
             )
     known = ", ".join(candidate.name for candidate in op.implementations)
     raise LookupError(f"{op.name}: unknown implementation {impl!r}. Known: auto, {known}.")
+
+
+@dataclass(frozen=True)
+class Way(Generic[F]):
+    """One way to compute a function that has no weight to lay out beforehand."""
+
+    name: str
+    """What a caller asks for."""
+    needs: str
+    """What `supports` checks, in words; ends the message of a refused explicit choice."""
+    supports: Callable[..., bool]
+    """Whether it can take these arguments, the tensors that matter in the order of `choose_way`."""
+    run: F
+    """The function; it notes what ran."""
+
+
+def choose_way(
+    function: str, ways: tuple[Way[F], ...], impl: str, x: torch.Tensor, *others: object
+) -> F:
+    """Return the function called `impl`, or for `auto` the first that supports x and the others.
+
+    Raises:
+        LookupError: there is no implementation of that name.
+        ValueError: it cannot take these arguments.
+    """
+    if impl == "auto":
+        impl = _wish.get()
+    for way in ways:
+        if impl == way.name or impl == "auto":
+            if way.supports(x, *others):
+                return way.run
+            if impl != "auto":
+                raise ValueError(
+                    f"{function}: {impl!r} cannot take {_describe(x)}; it needs {way.needs}. "
+                    "Use 'auto' to take what can run."
+                )
+    if impl == "auto":
+        raise ValueError(f"{function}: nothing supports {_describe(x)}.")
+    known = ", ".join(way.name for way in ways)
+    raise LookupError(f"{function}: unknown implementation {impl!r}. Known: auto, {known}.")
 
 
 def _describe(x: torch.Tensor) -> str:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from compresskit_kernels import host
-from compresskit_kernels.int4_matmul import Int4Weight, pack
+from compresskit_kernels.grouped_matmul import GroupedWeight
+from compresskit_kernels.packing import pack, packed_bytes, unpack
 from hypothesis import given, settings, strategies as st
 
 from compresskit.methods.quant import int4, int8
@@ -34,14 +35,15 @@ def per_weight(values, weight, group):
     return values.float().repeat_interleave(group, dim=1)[:, : weight.shape[1]]
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
-def test_two_codes_a_byte_come_back(rows, half, seed):
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 90), st.integers(0, 2**32))
+def test_codes_of_every_width_come_back(bits, rows, width, seed):
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 16, (rows, 2 * half), generator=generator, dtype=torch.uint8)
-    packed = pack(codes)
-    assert packed.shape == (rows, half)
-    one = torch.ones(rows, 1)
-    assert torch.equal(Int4Weight(packed, one, None, 2 * half, 2 * half).codes(), codes)
+    codes = torch.randint(0, 2**bits, (rows, width), generator=generator, dtype=torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.shape == (rows, packed_bytes(width, bits))
+    assert packed_bytes(width, bits) == -(-width * bits // 32) * 4
+    assert torch.equal(unpack(packed, bits, width), codes)
 
 
 @settings(deadline=None)
@@ -95,7 +97,7 @@ def test_rows_stand_alone(weight, group):
     """Slabs of rows are quantised one after the other, so no row may look at another."""
     whole = int4.quantise(weight, group=group, symmetric=False)
     parts = [int4.quantise(row[None], group=group, symmetric=False) for row in weight]
-    joined = Int4Weight.join(parts)
+    joined = GroupedWeight.join(parts)
     assert torch.equal(whole.packed, joined.packed)
     assert torch.equal(whole.scales, joined.scales)
 

@@ -140,7 +140,7 @@ class LoadsADraft(AbstractMethod):
         draft = ctx.load(ModelSpec(name="tiny:draft"))
         facts = {
             "draft_layers": draft.model.config.num_hidden_layers,
-            "calibration": len(ctx.calibration(32)),
+            "calibration": len(ctx.calibration("calibration", 32)),
             "dtype": ctx.dtype,
         }
         return replace(system, facts=facts)

@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from compresskit_kernels import dispatch, host
+from compresskit_kernels.native import build
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -18,13 +21,23 @@ from compresskit.device import resolve
 from compresskit.errors import Conflict, RunError, SpecError
 from compresskit.hf import modules
 from compresskit.methods.quant import _linear, int4, int8
+from compresskit.methods.quant._group import quantise
 from compresskit.methods.quant.int4 import Int4
 from compresskit.methods.quant.int8 import Int8
+from compresskit.methods.quant.intn import IntN
+from compresskit.method import Context
 from compresskit.system import System
 from compresskit.traits import Trait
 
 SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200}
-METHODS = [Int8(), Int4(), Int4(group=32, symmetric=True), Int4(group=128)]
+METHODS = [
+    Int8(),
+    Int4(),
+    Int4(group=32, symmetric=True),
+    Int4(group=128, zero_point="integer"),
+    IntN(bits=3, group=0),
+    IntN(bits=6),
+]
 needs_fast = pytest.mark.skipif(host.int4_block() is None, reason="no packed product on this CPU")
 
 
@@ -49,13 +62,22 @@ def mixtral():
 def apply(method, model, **facts):
     nothing = dict.fromkeys(("tokenizer", "step", "new_cache", "decode"))
     system = System(model=model, device=resolve("cpu"), context=64, facts=facts, **nothing)
-    return method.apply(system, None)
+    context = Context(load=None, calibration=None, seed=0, dtype="float32")
+    return method.apply(system, context)
 
 
 @torch.inference_mode()
 def logits(model, length=12):
     tokens = torch.arange(length).remainder(200).reshape(1, length)
     return model(tokens, use_cache=False).logits.double()
+
+
+def rounding(method, weight):
+    if isinstance(method, Int8):
+        return int8.quantise(weight.float()).dequantise()
+    bits = getattr(method, "bits", 4)
+    options = {"group": method.group, "symmetric": method.symmetric}
+    return quantise(weight.float(), bits=bits, zero_point=method.zero_point, **options).dequantise()
 
 
 def rounded_twin(model, method):
@@ -65,13 +87,11 @@ def rounded_twin(model, method):
     if modules.is_tied(twin):  # the head is rounded, the embedding is not
         top.weight = torch.nn.Parameter(top.weight.detach().clone())
     for site in modules.linears(twin):
-        weight = site.weight().float()
-        stored = (
-            int8.quantise(weight)
-            if isinstance(method, Int8)
-            else int4.quantise(weight, group=method.group, symmetric=method.symmetric)
-        )
-        site.weight().copy_(stored.dequantise())
+        site.weight().copy_(rounding(method, site.weight()))
+    for site in modules.experts(twin):
+        for stacked in (site.module.gate_up_proj, site.module.down_proj):
+            for expert in stacked.detach():
+                expert.copy_(rounding(method, expert))
     return twin
 
 
@@ -138,12 +158,53 @@ def test_a_tied_head_gets_its_own_copy_and_the_embedding_stays():
     )
 
 
-def test_experts_in_one_parameter_are_left_and_said_to_be():
+def test_experts_in_one_parameter_are_packed_too():
     model = mixtral()
     facts = apply(Int4(), model).facts
-    assert facts["left_dense"]["experts"] == 2 * 4 * (3 * 96 * 64) * 4
+    assert "experts" not in facts["left_dense"]
     assert facts["left_dense"]["router"] == 2 * 4 * 96 * 4
-    assert facts["effective_bits_per_parameter"] > 16
+    experts = 2 * 4 * 3 * 96 * 64
+    attention = 2 * (2 * 96 * 96 + 2 * 96 * 48)
+    assert facts["quantized_parameters"] == experts + attention + 200 * 96
+
+
+def test_experts_that_are_skipped_are_said_to_be_dense():
+    facts = apply(Int4(skip=("*.experts",)), mixtral()).facts
+    assert facts["left_dense"]["experts"] == 2 * 4 * (3 * 96 * 64) * 4
+
+
+def test_experts_of_every_common_form_are_found():
+    """Gate and up interleaved, transposed, with biases: gpt-oss."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"intermediate_size": 64, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = GptOssConfig(
+        **sizes, head_dim=24, num_experts_per_tok=2, layer_types=["full_attention"] * 2
+    )
+    model = GptOssForCausalLM(config).eval()
+    for parameter in model.parameters():  # transformers leaves the experts uninitialised
+        torch.nn.init.normal_(parameter, std=0.05)
+    dense = logits(model)
+    packed = logits(apply(Int8(), model).model)
+    assert 0 < (packed - dense).norm() / dense.norm() < 0.03
+
+
+@pytest.mark.parametrize("method", [Int8(embeddings=True), Int4(embeddings=True)], ids=repr)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_packed_embedding_looks_up_rounded_rows(method, tied):
+    model = llama(tied=tied, dtype=torch.float32)
+    table = model.get_input_embeddings().weight.detach().clone()
+    facts = apply(method, model).facts
+    embedding = model.get_input_embeddings()
+    ids = torch.tensor([[3, 0, 199], [3, 17, 16]])
+    torch.testing.assert_close(embedding(ids), rounding(method, table)[ids], rtol=2**-8, atol=1e-6)
+    assert "embedding" not in facts["left_dense"]
+    held = sum(embedding.held_bytes().values())
+    assert (held == 0) == tied, "a tied embedding is the head's weight and is counted there"
+
+
+def test_a_tied_embedding_cannot_be_packed_without_the_head():
+    with pytest.raises(SpecError, match="Set head to true"):
+        apply(Int8(embeddings=True, head=False), llama())
 
 
 def test_gpt2_layers_are_found_and_transposed():
@@ -200,20 +261,22 @@ def test_the_weight_error_is_that_of_the_scheme(method, low, high):
 
 
 @needs_fast
-def test_the_record_names_the_chosen_and_the_run_implementation():
+def test_the_record_names_the_chosen_and_the_run_implementation(monkeypatch):
+    monkeypatch.setattr(build, "available", lambda: False)
     dispatch.reset()
     system = apply(Int4(), llama())
-    assert "_weight_int4pack_mm_for_cpu" in system.kernels["int4_matmul"]
+    assert "_weight_int4pack_mm_for_cpu" in system.kernels["grouped_matmul"]
     assert dispatch.used() == {}
     logits(system.model)
-    assert dispatch.used() == {"int4_matmul": ("cpu: _weight_int4pack_mm_for_cpu bf16",)}
+    assert dispatch.used() == {"grouped_matmul": ("cpu: _weight_int4pack_mm_for_cpu bf16",)}
     dispatch.reset()
 
 
 def test_the_fallback_is_named(monkeypatch):
+    monkeypatch.setattr(build, "available", lambda: False)
     monkeypatch.setattr(host, "int4_block", lambda: None)
     system = apply(Int4(), llama())
-    assert system.kernels == {"int4_matmul": "reference: dequantise float32"}
+    assert system.kernels == {"grouped_matmul": "reference: dequantise float32"}
     assert logits(system.model).isfinite().all()
 
 

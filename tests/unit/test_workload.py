@@ -118,9 +118,9 @@ def test_chat_needs_a_template_and_room(text):
 
 
 def test_calibration_is_not_the_evaluation_text():
-    ids = calibration(Bytes(), 1000)
+    ids = calibration(Bytes(), "calibration", 1000)
     assert len(ids) == 1000
     held_out = prompts(Bytes(), WorkloadSpec(prompt_tokens=1000), count=1, seed=0)
     assert bytes(ids) not in bytes(held_out.ids[0])
     with pytest.raises(InputError, match="Calibrate on fewer"):
-        calibration(Bytes(), 10**9)
+        calibration(Bytes(), "calibration", 10**9)

@@ -62,11 +62,12 @@ class Grid(NamedTuple):
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """Weights that codes `[N, groups, G]` stand for."""
         scales = self.scales.float().unsqueeze(2)
+        values: torch.Tensor
         if self.offsets is not None:
-            middle = 2 ** (self.bits - 1)
-            return (codes - middle) * scales + self.offsets.float().unsqueeze(2)
-        zero = 2 ** (self.bits - 1) if self.zeros is None else self.zeros.float().unsqueeze(2)
-        values: torch.Tensor = (codes - zero) * scales
+            values = (codes - 2 ** (self.bits - 1)) * scales + self.offsets.float().unsqueeze(2)
+        else:
+            zero = 2 ** (self.bits - 1) if self.zeros is None else self.zeros.float().unsqueeze(2)
+            values = (codes - zero) * scales
         return values
 
 

@@ -63,10 +63,12 @@ class GroupedWeight:
         codes = self.codes()
         if self.table is not None:
             book = torch.tensor(self.table, dtype=torch.float32, device=codes.device)
-            return book[codes.long()]
+            levels: torch.Tensor = book[codes.long()]
+            return levels
+        middle: torch.Tensor | int = 2 ** (self.bits - 1)
         if self.zeros is not None:
-            return codes.float() - self.spread(self.zeros.float())
-        return codes.float() - 2 ** (self.bits - 1)
+            middle = self.spread(self.zeros.float())
+        return codes.float() - middle
 
     def dequantise(self) -> torch.Tensor:
         """The weight in float32, `[N, K]`."""
