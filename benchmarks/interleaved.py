@@ -7,7 +7,9 @@ Arms
     loop        our decode loop, eager
     generate    transformers' own generate(): the peer to beat
     prepacked   our loop, weights laid out for oneDNN (bfloat16 on the CPU)
-    int8, int4  our loop, quant/int8 and quant/int4
+    compiled    our loop, torch.compile with frozen weights
+    quant/...   our loop, one arm for each --method
+    llama.cpp   its own decode rate on the GGUF file that the model came from (--llamacpp)
 
 Every round runs each arm once, in an order shuffled by the seed, on the same prompt and number of
 tokens. Printed are the median time per token and, against `loop` (and `bare` for the loop's own
@@ -27,15 +29,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compresskit import artefact as artefacts, catalogue, device, stats, workload
+from compresskit.hf import sources
 from compresskit.hf.cache import new_dynamic
 from compresskit.measure import environment, machine
 from compresskit.measure.clock import quiet
-from compresskit.spec import EngineSpec, ModelSpec, RunSpec, SamplingSpec, WorkloadSpec
+from compresskit.spec import (
+    EngineSpec,
+    ModelSpec,
+    ProtocolSpec,
+    RunSpec,
+    SamplingSpec,
+    WorkloadSpec,
+)
 from compresskit.store import write_text
 from compresskit.system import Request
 
 if TYPE_CHECKING:
     from compresskit.system import System
+
+
+METHODS = ("quant/int8", "quant/int4", "quant/int4:activations=int8")
 
 
 def decode_times(arrivals: list[float]) -> float:
@@ -90,14 +103,46 @@ def generate(system: System, tokens: torch.Tensor, new: int) -> float:
     return decode_times(stamps.arrivals[1:])
 
 
+class LlamaCpp:
+    """llama.cpp in this process, on the file that the dense model was unpacked from."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(sources.resolve(model).gguf)
+        params.n_ctx, params.n_parallel = 1024, 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.warmup = params.fit_params = False
+        self.server = xllamacpp.Server(params)
+
+    def __call__(self, system: System, tokens: torch.Tensor, new: int) -> float:
+        answer = self.server.handle_completions(
+            {
+                "prompt": tokens[0].tolist(),
+                "n_predict": new,
+                "temperature": 0,
+                "ignore_eos": True,
+                "cache_prompt": False,
+            }
+        )
+        timings = answer["timings"]
+        return float(timings["predicted_ms"]) / 1000 / (int(timings["predicted_n"]) - 1)
+
+
 def opened(
-    stack: ExitStack, model: str, *, mode: str = "eager", method: str | None = None
+    stack: ExitStack,
+    args: argparse.Namespace,
+    *,
+    mode: str = "eager",
+    method: str | None = None,
 ) -> System:
     spec = RunSpec(
-        model=ModelSpec(name=model),
+        model=ModelSpec(name=args.model),
         device="cpu",
         engine=EngineSpec(mode=mode),
         stack=(catalogue.parse_method(method),) if method else (),
+        protocol=ProtocolSpec(threads=args.threads),
     )
     return stack.enter_context(artefacts.opened(artefacts.plan(spec))).system
 
@@ -113,22 +158,35 @@ def main() -> None:
     parser.add_argument("--text", default="pydoc", help="where prompts are cut from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        help="an arm of its own, may be repeated; default: quant/int8, quant/int4 and its int8 activations",
+    )
+    parser.add_argument("--compiled", action="store_true", help="add the compiled dense arm")
+    parser.add_argument("--llamacpp", action="store_true", help="add llama.cpp (needs xllamacpp)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
         "--out", type=Path, default=None, help="default: results/<machine>/interleaved.json"
     )
     args = parser.parse_args()
 
     samples: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        dense = opened(stack, args.model)
+        dense = opened(stack, args)
         arms: dict[str, tuple[Any, System]] = {
             "bare": (bare, dense),
             "loop": (loop, dense),
             "generate": (generate, dense),
-            "int8": (loop, opened(stack, args.model, method="quant/int8")),
-            "int4": (loop, opened(stack, args.model, method="quant/int4")),
         }
+        for method in args.method or METHODS:
+            arms[method] = (loop, opened(stack, args, method=method))
         if str(dense.model.dtype) == "torch.bfloat16":
-            arms["prepacked"] = (loop, opened(stack, args.model, mode="prepacked"))
+            arms["prepacked"] = (loop, opened(stack, args, mode="prepacked"))
+        if args.compiled:
+            arms["compiled"] = (loop, opened(stack, args, mode="compiled"))
+        if args.llamacpp:
+            arms["llama.cpp"] = (LlamaCpp(args.model, args.threads), dense)
         prompts = workload.prompts(
             dense.tokenizer,
             WorkloadSpec(text=args.text, prompt_tokens=args.prompt_tokens),
@@ -150,14 +208,14 @@ def main() -> None:
 
 
 def report(samples: dict[str, list[float]], args: argparse.Namespace) -> None:
-    print(f"\n{'arm':<10} {'ms/token':>9}   speed against loop [95 %]")
+    print(f"\n{'arm':<32} {'ms/token':>9}   speed against loop [95 %]")
     ratios = {}
     for name, seconds in samples.items():
         # time of the loop over time of the arm: above 1 the arm is faster
         ratios[name] = stats.ratio_of_medians(samples["loop"], seconds)
         r = ratios[name]
         print(
-            f"{name:<10} {1000 * stats.median(seconds):9.2f}   {r.value:.3f}x [{r.low:.3f}, {r.high:.3f}]"
+            f"{name:<32} {1000 * stats.median(seconds):9.2f}   {r.value:.3f}x [{r.low:.3f}, {r.high:.3f}]"
         )
     pairs = [a / b - 1 for a, b in zip(samples["loop"], samples["bare"], strict=True)]
     print(f"\nloop over bare, median of {len(pairs)} pairs: {100 * stats.median(pairs):+.2f} %")

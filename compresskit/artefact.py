@@ -9,13 +9,13 @@ from __future__ import annotations
 import gc
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from compresskit import catalogue, device as devices, stack, workload
-from compresskit.hf import load
+from compresskit.hf import audit, load, modules
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.measure.energy import counters, metering
@@ -139,12 +139,14 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         loaded_at = time.perf_counter()
         phases = {"load": books.phase(meter.read(), bare.model)}
         parameters = sum(p.numel() for p in bare.model.parameters())
+        tied = modules.is_tied(bare.model)
         meter.start()
         notify("apply", plan.spec.label())
         applied_from = time.perf_counter()
         calibrated: list[int] = []
         context = _context(plan, bare, models, calibrated, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
+        system = replace(system, facts=audit.added(system, tied=tied, parameters=parameters))
         gc.collect()
         applied_at = time.perf_counter()
         setting_up.close()

@@ -10,6 +10,7 @@ from compresskit.decode import autoregressive
 from compresskit.engine import AbstractEngine
 from compresskit.errors import Conflict
 from compresskit.hf import load
+from compresskit.hf.attention import use_decode_attention
 from compresskit.hf.cache import new_dynamic
 from compresskit.hf.step import eager_step
 from compresskit.spec import Mode
@@ -69,6 +70,8 @@ class Native(AbstractEngine):
         """Load the model and offer it with a dense dynamic cache and the autoregressive loop."""
         loaded = load.load_model(path, model, device)
         config = loaded.model.config
+        if self.mode != "compiled":  # inductor has attention of its own
+            use_decode_attention(loaded.model, device)
         yield System(
             model=loaded.model,
             tokenizer=loaded.tokenizer,

@@ -178,7 +178,7 @@ def left_dense(model: nn.Module) -> dict[str, int]:
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in inside:
                 inside.add(id(parameter))
-                kind = "head" if module is top else _kind(module, parameter)
+                kind = "head" if module is top else kind_of(module, parameter)
                 sizes[kind] = sizes.get(kind, 0) + parameter.nbytes
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
@@ -187,7 +187,7 @@ def _packed(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, HoldsBytes)]
 
 
-def _kind(module: nn.Module, parameter: nn.Parameter) -> str:
+def kind_of(module: nn.Module, parameter: nn.Parameter) -> str:
     """What a dense parameter is for, from the shape and the class of its owner."""
     name = type(module).__name__
     if parameter.dim() == 3:

@@ -61,12 +61,14 @@ def render(table: Table) -> str:
     keys = [*(column.key for column in COLUMNS), *extra]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_CONTEXT, *_ROW, *(h for key in keys for h in _headings(key)), "notes"])
+    banded = any(row.band for group in table.groups for row in group.rows)
+    last = ["notes", "band"] if banded else ["notes"]
+    writer.writerow([*_CONTEXT, *_ROW, *(h for key in keys for h in _headings(key)), *last])
     for group in table.groups:
         for row in group.rows:
-            writer.writerow(_line(group, row, keys))
+            writer.writerow([*_line(group, row, keys), *([row.band] if banded else ())])
     for problem in table.problems:
-        writer.writerow(_problem(problem, keys))
+        writer.writerow([*_problem(problem, keys), *([""] if banded else ())])
     return out.getvalue()
 
 

@@ -45,6 +45,7 @@ def _row(row: Row) -> JsonValue:
         "dense": row.dense,
         "validity": row.validity.verdict,
         "reasons": list(row.validity.reasons),
+        **({"band": row.band} if row.band else {}),
         "cells": {key: _cell(cell) for key, cell in row.cells.items()},
     }
 

@@ -48,11 +48,14 @@ def _grid(group: Group, columns: Sequence[Column], *, validity: bool = False) ->
         headings.insert(2, "validity")
         aligned.insert(2, "---")
     rows = [_line(headings), _line(aligned)]
-    for row in group.rows:
-        line = [escape(row.label), row.mode, *(_cell(row, column) for column in columns)]
-        if validity:
-            line.insert(2, f"{row.validity.verdict}{superscript(row.note)}")
-        rows.append(_line(line))
+    for band, members in group.bands():
+        if band:
+            rows.append(_line([f"**{escape(band)}**", *[""] * (len(headings) - 1)]))
+        for row in members:
+            line = [escape(row.label), row.mode, *(_cell(row, column) for column in columns)]
+            if validity:
+                line.insert(2, f"{row.validity.verdict}{superscript(row.note)}")
+            rows.append(_line(line))
     return "\n".join(rows)
 
 

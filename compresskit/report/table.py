@@ -9,6 +9,7 @@ were skipped or failed are listed with their reason.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from compresskit.metrics import IS_BASELINE, METRICS, decode_at
@@ -42,6 +43,8 @@ class Row:
     prices: Prices | None = None
     note: int | None = None
     """Footnote with the reasons of the validity."""
+    band: str = ""
+    """What it shares with its neighbours, where rows are grouped (see `bits`)."""
 
     def name(self) -> str:
         """Label and mode in one."""
@@ -70,6 +73,10 @@ class Group:
     def section(self, name: Section) -> tuple[Column, ...]:
         """Columns of one section that have something to show."""
         return tuple(c for c in self.columns if c.section == name and c.key in self.shown)
+
+    def bands(self) -> tuple[tuple[str, tuple[Row, ...]], ...]:
+        """Neighbours of one band; one unnamed band where rows are not grouped."""
+        return tuple((band, tuple(found)) for band, found in groupby(self.rows, lambda r: r.band))
 
 
 @dataclass(frozen=True)

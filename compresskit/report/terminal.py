@@ -87,11 +87,21 @@ def _section(group: Group, columns: list[_Printed], console: Console) -> None:
                 break
             fitting += 1
         shown, columns = columns[: max(1, fitting)], columns[max(1, fitting) :]
-        console.print(_grid(labels, shown))
+        console.print(_grid(labels, shown, _starts(group)))
         console.print()
 
 
-def _grid(labels: list[str], columns: list[_Printed]) -> Grid:
+def _starts(group: Group) -> dict[int, str]:
+    """Index of the first row of each named band -> its name."""
+    starts, index = {}, 0
+    for band, members in group.bands():
+        if band:
+            starts[index] = band
+        index += len(members)
+    return starts
+
+
+def _grid(labels: list[str], columns: list[_Printed], bands: dict[int, str]) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     tallest = max(column.heading.count("\n") for column in columns)
     grid.add_column("", max_width=_LABEL_WIDTH, overflow="fold")
@@ -100,5 +110,8 @@ def _grid(labels: list[str], columns: list[_Printed]) -> Grid:
         lift = "\n" * (tallest - column.heading.count("\n"))
         grid.add_column(Text(lift + column.heading), justify="right", no_wrap=True)
     for index, label in enumerate(labels):
+        if index in bands:
+            grid.add_section()
+            grid.add_row(Text(bands[index], style="bold"))
         grid.add_row(Text(label), *(column.cells[index] for column in columns))
     return grid

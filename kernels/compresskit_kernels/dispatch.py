@@ -63,6 +63,8 @@ class Implementation(Generic[W]):
     """Whether it can take an input of this device, type and width, and this kind of weight."""
     prepare: Callable[[W], Prepared]
     """Lay out a stored weight."""
+    automatic: bool = True
+    """Whether `auto` may take it; an interpreted kernel runs only where it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def choose(op: Op[W], x: torch.Tensor, weight: W, impl: str = "auto") -> Impleme
         impl = _wish.get()
     if impl == "auto":
         for candidate in op.implementations:
-            if candidate.supports(x, weight):
+            if candidate.automatic and candidate.supports(x, weight):
                 return candidate
         raise ValueError(
             f"{op.name}: nothing supports {_describe(x)}; the input must be floating-point."

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import JsonValue
 
 from compresskit.methods.quant._base import AbstractQuant
-from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint, scheme
-from compresskit.methods.quant._linear import quantise_linears
+from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint
+from compresskit.methods.quant._overrides import Layers, round_to_nearest
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -41,20 +41,19 @@ class IntN(AbstractQuant):
     activations: Activations = "float"
     """What the weights are multiplied with: 16-bit floats, or int8 rounded per token and group."""
 
+    layers: Layers = ()
+    """Other widths by layer: "pattern=bits" or "pattern=dense"; the first that matches wins."""
+
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
-        rounding = scheme(
+        return round_to_nearest(
+            self,
+            system,
+            ctx,
             bits=self.bits,
+            layers=self.layers,
             activations=self.activations,
             group=self.group,
             symmetric=self.symmetric,
             zero_point=self.zero_point,
-        )
-        return quantise_linears(
-            system,
-            lambda site: rounding,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
         )

@@ -2,7 +2,7 @@
 
     int8   x[s, d] = code * scales[s, d // G]                            code -127 to 127
     fp8    x[s, d] = code * scales[s, d // G]                            code an e4m3 number
-    int4   x[s, d] = (code - 8) * scales[s, d // G] + offsets[s, d // G] code 0 to 15
+    int4   x[s, d] = code * scales[s, d // G] + offsets[s, d // G]       code 0 to 15
 
 A byte of an int4 row holds code[j] | code[j + D/2] << 4: the halves of a row, not its neighbours.
 That way both nibbles of a tile are plain rows to a kernel, two groups of D/2 need one scale each,
@@ -37,7 +37,7 @@ class Rows:
     scales: torch.Tensor
     """`[B, K, S, D / G]`, floating-point and positive."""
     offsets: torch.Tensor | None = None
-    """Shape and type of the scales: the value of code 8; int4 has it, the others do not."""
+    """Shape and type of the scales: the value of code 0; int4 has it, the others do not."""
 
     @property
     def width(self) -> int:
@@ -54,26 +54,34 @@ class Rows:
         """S, the capacity."""
         return self.codes.shape[2]
 
+    @property
+    def dense(self) -> bool:
+        """Whether the numbers of a row lie side by side, and offsets as the scales: kernels want it."""
+        return (
+            self.codes.stride(-1) == 1
+            and (self.groups == 1 or self.scales.stride(-1) == 1)
+            and (self.offsets is None or self.offsets.stride() == self.scales.stride())
+        )
+
     def levels(self) -> torch.Tensor:
         """The codes' values before scaling, float32 `[B, K, S, D]`."""
         if self.kind != "int4":
             return self.codes.float()
-        return torch.cat((self.codes & 15, self.codes >> 4), dim=-1).float() - 8
+        return torch.cat((self.codes & 15, self.codes >> 4), dim=-1).float()
 
     def dequantise(self) -> torch.Tensor:
         """All slots in float32, `[B, K, S, D]`."""
-        grouped = self.levels().unflatten(-1, (self.groups, -1))
+        levels = self.levels()
+        grouped = levels.reshape(*levels.shape[:-1], self.groups, -1)
         grouped = grouped * self.scales.float().unsqueeze(-1)
         if self.offsets is not None:
             grouped = grouped + self.offsets.float().unsqueeze(-1)
-        return grouped.flatten(-2)
+        return grouped.reshape(levels.shape)
 
     def between(self, start: int, stop: int) -> Rows:
         """Slots start to stop, as a view."""
         offsets = None if self.offsets is None else self.offsets[:, :, start:stop]
-        return Rows(
-            self.kind, self.codes[:, :, start:stop], self.scales[:, :, start:stop], offsets
-        )
+        return Rows(self.kind, self.codes[:, :, start:stop], self.scales[:, :, start:stop], offsets)
 
     def write(self, new: Rows, slots: torch.Tensor) -> None:
         """Put rows `new` (T slots) at `slots`, int64 `[B, T]`, of the stored tensors."""
@@ -108,14 +116,14 @@ def quantise(
             f"kv cache: rows of {width} numbers do not split into groups of {group}"
             + (" and halves; int4 needs both." if kind == "int4" else ".")
         )
-    grouped = x.float().unflatten(-1, (-1, group))
+    grouped = x.float().reshape(*x.shape[:-1], -1, group)
     smallest = torch.finfo(dtype).tiny
     if kind == "int4":
         low, high = grouped.amin(-1), grouped.amax(-1)
         scales = ((high - low) / 15).clamp_min(smallest).to(dtype)
-        offsets = (low + 8 * scales.float()).to(dtype)
+        offsets = low.to(dtype)
         steps = (grouped - offsets.float().unsqueeze(-1)) / scales.float().unsqueeze(-1)
-        codes = (torch.round(steps) + 8).clamp(0, 15).to(torch.uint8).flatten(-2)
+        codes = torch.round(steps).clamp(0, 15).to(torch.uint8).flatten(-2)
         packed = codes[..., : width // 2] | codes[..., width // 2 :] << 4
         return Rows(kind, packed, scales, offsets)
     largest = LARGEST[kind]

@@ -1,6 +1,7 @@
 """Our own CPU products, in C++, compiled for the machine at hand on first use.
 
-    products.cpp   the arithmetic: W2 to W8 times 16-bit or int8 activations, code books, fp8
+    products.cpp   W2 to W8 times 16-bit or int8 activations, code books, fp8
+    attention.cpp  one new token over a dense cache
     build.py       compiler, flags, cache; says why where it cannot be built
     product.py     lays a stored weight out and calls the product
 

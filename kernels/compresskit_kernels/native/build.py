@@ -1,4 +1,4 @@
-"""Compile `products.cpp` for this CPU, once, and load it.
+"""Compile the C++ sources for this CPU, once, and load them.
 
 The library is kept in the user's cache under a name made of the source, the compiler, its flags and
 the CPU, so that neither an update nor a home directory shared between machines finds a wrong one.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("products.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("products.cpp", "attention.cpp"))
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"})
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 PATIENCE = 120
@@ -42,6 +42,7 @@ class Native:
                 "compresskit_product": (pointer, pointer, pointer, whole, short, short),
                 "compresskit_spread": (pointer, whole, whole, pointer),
                 "compresskit_lay_out": (pointer, whole, whole, short, pointer),
+                "compresskit_attention": (pointer,),
             }
             for name, arguments in signatures.items():
                 function = getattr(library, name)
@@ -85,13 +86,14 @@ def _compiled(compiler: str) -> Path:
     ).stdout.splitlines()[0]
     openmp = _openmp()
     what = "\0".join((version, *FLAGS, *sorted(_flags()), *openmp)).encode()
-    name = hashlib.sha256(SOURCE.read_bytes() + what).hexdigest()[:16]
-    found = _cache() / f"products-{name}.so"
+    sources = b"".join(path.read_bytes() for path in SOURCES)
+    name = hashlib.sha256(sources + what).hexdigest()[:16]
+    found = _cache() / f"native-{name}.so"
     if not found.exists():
         found.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=found.parent) as folder:
             fresh = Path(folder) / found.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(fresh), *openmp]
+            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(fresh), *openmp]
             subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
             fresh.replace(found)  # atomic: two processes may compile at once
     return found

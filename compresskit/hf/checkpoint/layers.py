@@ -1,0 +1,82 @@
+"""Find the packed layers of a system that was opened for writing, with their stored weights.
+
+Writing needs the portable form of every weight, not a layout for this machine, so the stack has to
+be applied under `compresskit_kernels.dispatch.forced("reference")`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compresskit_kernels.dequantise import Dequantised
+from torch import nn
+
+from compresskit.errors import Conflict, RunError
+from compresskit.hf import modules
+from compresskit.hf.checkpoint.form import Form, form_of, tensors_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Layer(NamedTuple):
+    """A packed layer as it will be written."""
+
+    name: str
+    form: Form
+    tensors: dict[str, torch.Tensor]
+    """By full name in the checkpoint, the bias included."""
+    shape: tuple[int, int]
+
+
+def packed_layers(model: nn.Module) -> list[Layer]:
+    """Every packed linear layer of `model`, in its order.
+
+    Raises:
+        Conflict: something was packed that compressed-tensors has no place for, or nothing was.
+        RunError: the stack was not applied under `forced("reference")`.
+    """
+    _refuse_experts(model)
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, modules.HoldsBytes):
+            continue
+        if not hasattr(module, "in_features"):
+            raise Conflict(
+                f"{name}: a packed embedding cannot be written. Leave embeddings=true out."
+                if hasattr(module, "embedding_dim")
+                else f"{name}: packed by a layer that has no compressed-tensors form."
+            )
+        found.append(_layer(name, module))
+    if not found:
+        raise Conflict(
+            "nothing was packed, so there is nothing to write. Give a quantising method, such as "
+            "--method quant/int4:symmetric=true."
+        )
+    return found
+
+
+def _layer(name: str, module: Any) -> Layer:
+    product = module.product
+    if not isinstance(product, Dequantised):
+        raise RunError(f"{name}: laid out for this machine ({type(product).__name__}).")
+    if module.input_scale is not None:
+        raise Conflict(
+            f"{name}: its inputs are multiplied by a scale at run time, which compressed-tensors "
+            "has no place for. Choose options of the method that fold it into the layer before, or "
+            f"leave the layer dense with skip={name}."
+        )
+    weight: Any = product.weight
+    form = form_of(product.routine.op, weight, name)
+    tensors = {f"{name}.{role}": one for role, one in tensors_of(form, weight).items()}
+    if module.bias is not None:
+        tensors[f"{name}.bias"] = module.bias
+    return Layer(name, form, tensors, weight.shape)
+
+
+def _refuse_experts(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "first") and isinstance(module.first, nn.ModuleList):
+            raise Conflict(
+                f"{name}: packed experts are not written yet. Leave them dense with skip=*.experts."
+            )

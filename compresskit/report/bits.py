@@ -1,0 +1,68 @@
+"""Rows grouped by the bits that they really take: quality compared at equal bits.
+
+Two schemes "of 4 bits" may differ by half a bit in scales and zero points, and by far more in what
+they leave dense. So rows are put into bands of effective bits per parameter of the whole model (all
+bytes held, over the parameters before compression), and a band says from where to where its rows
+reach. Inside a band the closest to the dense model comes first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from compresskit.report.columns import Column
+
+if TYPE_CHECKING:
+    from compresskit.report.table import Group, Row, Table
+
+KEY = "effective_bits_per_parameter"
+BITS = Column(KEY, "bits/\nparam", "cost and quality", "plain")
+UNKNOWN = "bits unknown"
+
+
+def bits_of(row: Row) -> float | None:
+    """Effective bits per parameter of a row, if they were measured."""
+    return row.cells[KEY].value
+
+
+def by_bits(table: Table) -> Table:
+    """The same table with the rows of each group in bands of bits, widest first."""
+    return replace(table, groups=tuple(_banded(group) for group in table.groups))
+
+
+def _banded(group: Group) -> Group:
+    bands: dict[int | None, list[Row]] = {}
+    for row in group.rows:
+        bits = bits_of(row)
+        bands.setdefault(None if bits is None else math.floor(bits), []).append(row)
+    rows = []
+    for floor in sorted(bands, key=lambda one: math.inf if one is None else -one):
+        members = sorted(bands[floor], key=_closeness)
+        name = UNKNOWN if floor is None else _name(floor, [bits_of(row) or 0.0 for row in members])
+        rows += [replace(row, band=name) for row in members]
+    after = next(i for i, c in enumerate(group.columns) if c.key == "weights_bytes") + 1
+    columns = (*group.columns[:after], BITS, *group.columns[after:])
+    return replace(group, rows=tuple(rows), columns=columns, shown=group.shown | {KEY})
+
+
+def _closeness(row: Row) -> tuple[int, float]:
+    """Dense rows, then by KL; rows without one last, in the order they came in."""
+    kl = row.cells["kl_mean_nats"].value
+    if row.dense:
+        return (0, 0.0)
+    return (2, 0.0) if kl is None else (1, kl)
+
+
+def _name(floor: int, bits: list[float]) -> str:
+    """The band in words, with where its rows reach.
+
+    >>> _name(4, [4.25, 4.831]), _name(16, [16.0])
+    ('4.x bits (4.25 to 4.83)', '16 bits')
+    """
+    low, high = min(bits), max(bits)
+    if low == high == floor:
+        return f"{floor} bits"
+    reach = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return f"{floor}.x bits ({reach})"
