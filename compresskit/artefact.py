@@ -138,7 +138,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         )
         loaded_at = time.perf_counter()
         phases = {"load": books.phase(meter.read(), bare.model)}
-        parameters = sum(p.numel() for p in bare.model.parameters())
+        parameters = modules.parameter_count(bare.model)
         tied = modules.is_tied(bare.model)
         meter.start()
         notify("apply", plan.spec.label())

@@ -4,6 +4,8 @@
     calibration                       the shipped calibration text, disjoint from the held-out one
     pydoc                             the help topics of Python's standard library: half a megabyte
                                       of English that is always there, but differs by Python version
+    docstrings                        docstrings of the standard library's modules: a megabyte, apart
+                                      from `pydoc`; long enough to calibrate a real model on
     datasets:NAME[:CONFIG[:SPLIT]]    a data set, from the Hub or from a local folder or file
     anything else                     a UTF-8 file
 
@@ -13,10 +15,13 @@ bytes, not by its name.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
+import sysconfig
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +30,7 @@ from compresskit.errors import InputError
 from compresskit.record import TextFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from compresskit.assets import TextName
     from compresskit.system import Tokenizer
@@ -33,6 +38,16 @@ if TYPE_CHECKING:
 _FIELDS = ("text", "page", "content")
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SPLITS = ("test", "validation", "train")
+
+_ENOUGH = 1_000_000
+"""Characters of docstrings to collect."""
+_SHORTEST = 60
+"""Characters of a docstring below which it is a label rather than prose."""
+_NOT_THE_LIBRARY = {
+    "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data",
+    "turtledemo", "_bundled", "__pycache__",
+}  # fmt: skip
+"""Folders of an installation that hold tests, other people's code, or the text `pydoc`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ def load(source: str) -> Text:
         text = Text(source, _shipped("calibration"))
     elif source == "pydoc":
         text = Text(f"pydoc:{platform.python_version()}", _pydoc())
+    elif source == "docstrings":
+        text = Text(f"docstrings:{platform.python_version()}", _docstrings())
     elif source.startswith("datasets:"):
         text = Text(source, _dataset(source))
     else:
@@ -117,6 +134,53 @@ def _pydoc() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
+@cache
+def _docstrings() -> str:
+    """Distinct docstrings of some length, in the order of files and then of lines."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, None] = {}
+    size = 0
+    for path in _sources(library):
+        for text in _docstrings_of(path):
+            size += 0 if text in found else len(text)
+            found[text] = None
+        if size >= _ENOUGH:
+            break
+    if not found:
+        raise InputError(
+            f"{library} holds no sources of the standard library, so there is no text 'docstrings'. "
+            "Use 'calibration', 'pydoc' or a file."
+        )
+    return "\n\n".join(found)
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """Python files of the standard library under `folder`, sorted folder by folder."""
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if path.name in _NOT_THE_LIBRARY:
+            continue
+        if path.is_dir():
+            yield from _sources(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        # Sources may hold escapes that Python itself warns about.
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            return
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+        text = ast.get_docstring(node)
+        if text is not None and len(text) >= _SHORTEST and text.isascii():
+            yield text
+
+
 def _file(path: Path) -> str:
     try:
         return path.read_bytes().decode()
@@ -126,8 +190,8 @@ def _file(path: Path) -> str:
         ) from None
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror or error}. A text is embedded, calibration, pydoc, a file, "
-            "or datasets:NAME[:CONFIG[:SPLIT]]."
+            f"{path}: {error.strerror or error}. A text is embedded, calibration, pydoc, docstrings, a "
+            "file, or datasets:NAME[:CONFIG[:SPLIT]]."
         ) from None
 
 

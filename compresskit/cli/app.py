@@ -26,6 +26,7 @@ from compresskit.cli.listing import methods, models
 from compresskit.cli.memory import memory
 from compresskit.cli.run import run
 from compresskit.cli.schema import schema
+from compresskit.cli.sensitivity import sensitivity
 from compresskit.cli.table import table
 from compresskit.errors import CompressKitError, Exit
 
@@ -77,6 +78,7 @@ for command in (
     doctor,
     schema,
     calibrate,
+    sensitivity,
 ):
     app.command()(command)
 app.command("export")(export)

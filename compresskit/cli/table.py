@@ -9,6 +9,12 @@ from typing import Annotated
 import typer
 
 
+class By(StrEnum):
+    """What rows are grouped by."""
+
+    BITS = "bits"
+
+
 class Format(StrEnum):
     """How a table is printed."""
 
@@ -28,6 +34,23 @@ def table(
     format: Annotated[
         Format, typer.Option("--format", "-f", help="How to print the table.")
     ] = Format.RICH,
+    by: Annotated[
+        By | None,
+        typer.Option(
+            "--by",
+            help="bits: rows in bands of effective bits per parameter, closest to dense first.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Also draw KL against effective bits, to an .svg, .png or .pdf file.",
+            show_default=False,
+        ),
+    ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="Rent of the machine per hour.", show_default=False)
     ] = None,
@@ -67,6 +90,8 @@ def table(
 
       compresskit table results/my-machine/weights --format md
 
+      compresskit table results/quantization --by bits --plot bits.svg
+
       compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
@@ -89,6 +114,15 @@ def table(
     imported, unread = peers.find(paths)
     own = [path for path in paths if not path.name.endswith(peers.SUFFIX)]
     built = tables.build(join.load(own, prices) if own else join.Joined(()))
+    if plot is not None:
+        from compresskit.report.plot import tradeoff
+
+        tradeoff.draw(built, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+    if by is By.BITS:
+        from compresskit.report.bits import by_bits
+
+        built = by_bits(built)
     warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())

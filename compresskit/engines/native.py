@@ -80,6 +80,9 @@ class Native(AbstractEngine):
             new_cache=lambda capacity: new_dynamic(config),
             decode=autoregressive,
             context=loaded.context,
+            kernels=loaded.kernels,
+            facts=loaded.facts,
+            simulated=loaded.simulated,
         )
 
     def requires(self) -> frozenset[Trait]:

@@ -54,7 +54,7 @@ class Call(NamedTuple):
         return _hidden(block(self.hidden, *self.args, **self.kwargs))
 
 
-class _Enough(Exception):  # noqa: N818 - no error: leaves a forward pass whose rest nobody needs
+class _Enough(Exception):
     """The forward pass has delivered what it was started for."""
 
 
@@ -144,10 +144,11 @@ class Stream:
         finally:
             for handle in handles:
                 handle.remove()
-        if order != list(range(len(self.blocks))) or not all(
-            torch.equal(call.hidden, _hidden(output))
+        follows = (
+            call.hidden is (out := _hidden(output)) or torch.equal(call.hidden, out)
             for call, output in zip(calls[1:], outputs, strict=False)
-        ):
+        )
+        if order != list(range(len(self.blocks))) or not all(follows):
             raise Conflict(
                 f"{type(self.model).__name__} does more between its blocks than pass hidden states "
                 "on, so it cannot be calibrated block by block. Use quant/hqq or quant/intn."

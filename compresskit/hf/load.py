@@ -1,8 +1,15 @@
-"""Load a model directory: config, weights in the wanted type, tokenizer."""
+"""Load a model directory: config, weights in the wanted type, tokenizer.
+
+    no quantization_config       transformers loads dense weights
+    compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
+                                 unpacked by transformers, and a fact says so
+    bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
+"""
 
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +18,10 @@ from compresskit.errors import ModelError, RunError
 from compresskit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from compresskit.device import Device
     from compresskit.spec import ModelSpec
@@ -23,6 +33,12 @@ class Loaded(NamedTuple):
     model: Any
     tokenizer: HFTokenizer
     context: int
+    kernels: Mapping[str, str] = MappingProxyType({})
+    """Operation -> implementation, of a checkpoint that came packed."""
+    facts: Mapping[str, JsonValue] = MappingProxyType({})
+    """What there is to say about a checkpoint that came quantised."""
+    simulated: tuple[str, ...] = ()
+    """Not empty if what the checkpoint asks for is computed on wider units here."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -62,21 +78,17 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
         ModelError: no causal language model can be built from the files.
         RunError: it does not fit into memory.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    wanted = checkpoint_dtype(read_config(path)) if spec.dtype == "auto" else spec.dtype
+    config = read_config(path)
+    wanted = checkpoint_dtype(config) if spec.dtype == "auto" else spec.dtype
+    quantization = config.get("quantization_config")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, wanted),
-            local_files_only=True,
-            use_safetensors=None if spec.allow_pickle else True,
-            trust_remote_code=spec.trust_remote_code,
-            attn_implementation="sdpa",
-            **({} if device.kind == "cpu" else {"device_map": device.kind}),
-        )
+        if quantization is None:
+            loaded = _Weights(_from_transformers(path, spec, wanted, device))
+        else:
+            loaded = _quantised(path, spec, wanted, device, quantization)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{path}: cannot be loaded as a causal language model ({error})."
@@ -85,10 +97,93 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
         raise RunError(
             f"{path}: the weights do not fit on {device.name} ({error}). Use a smaller dtype."
         ) from None
+    model = loaded.model
     model.eval().requires_grad_(False)
     eos = getattr(model.generation_config, "eos_token_id", None)
     tokenizer = load_tokenizer(path, eos, trust_remote_code=spec.trust_remote_code)
-    return Loaded(model, tokenizer, context_of(model.config.to_dict()))
+    context = context_of(model.config.to_dict())
+    return Loaded(model, tokenizer, context, loaded.kernels, loaded.facts, loaded.simulated)
+
+
+class _Weights(NamedTuple):
+    model: Any
+    kernels: Mapping[str, str] = MappingProxyType({})
+    facts: Mapping[str, JsonValue] = MappingProxyType({})
+    simulated: tuple[str, ...] = ()
+
+
+def _from_transformers(path: Path, spec: ModelSpec, wanted: str, device: Device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=getattr(torch, wanted),
+        local_files_only=True,
+        use_safetensors=None if spec.allow_pickle else True,
+        trust_remote_code=spec.trust_remote_code,
+        attn_implementation="sdpa",
+        **({} if device.kind == "cpu" else {"device_map": device.kind}),
+    )
+
+
+def _quantised(
+    path: Path, spec: ModelSpec, wanted: str, device: Device, quantization: object
+) -> _Weights:
+    """Load a checkpoint that comes quantised.
+
+    Raises:
+        ModelError: it cannot be run here; names the package or the device it wants.
+    """
+    from compresskit.hf import foreign
+    from compresskit.hf.checkpoint import read
+
+    if not isinstance(quantization, dict) or not quantization.get("quant_method"):
+        raise ModelError(f"{path / 'config.json'}: quantization_config names no quant_method.")
+    method = str(quantization["quant_method"])
+    unpacked: dict[str, JsonValue] = {}
+    if method == "compressed-tensors":
+        try:
+            packed = read.load(path, quantization, getattr(torch, wanted), device.kind)
+            return _Weights(packed.model, packed.kernels, packed.facts(), packed.simulated())
+        except read.Unread as reason:
+            unpacked = {"warnings": [f"unpacked to dense weights at load: {reason}"]}
+    try:
+        model = _from_transformers(path, spec, wanted, device)
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"{path}: transformers cannot load this {method} checkpoint here: "
+            f"{_first_line(error)}{_install(method)}"
+        ) from None
+    if unpacked:
+        read.unpack(model)
+    foreign.account(model)
+    return _Weights(model, facts={"checkpoint": method, **unpacked})
+
+
+_PACKAGES = MappingProxyType(
+    {
+        "awq": "gptqmodel",
+        "gptq": "gptqmodel optimum",
+        "bitsandbytes": "bitsandbytes",
+        "compressed-tensors": "compressed-tensors",
+        "hqq": "hqq",
+        "quanto": "optimum-quanto",
+        "torchao": "torchao",
+    }
+)
+"""What transformers needs for a kind of checkpoint, as pip knows it."""
+
+
+def _install(method: str) -> str:
+    packages = _PACKAGES.get(method)
+    return f" It needs: pip install {packages}" if packages else ""
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if line.endswith(".") else f"{line}."
 
 
 def context_of(config: dict[str, Any]) -> int:

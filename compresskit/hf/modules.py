@@ -159,8 +159,21 @@ def leave_checkpoint(model: nn.Module) -> None:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, shared ones once; a packed layer counts as the dense one it stands for."""
+    packed = _packed(model)
+    inside = {id(p) for module in packed for p in module.parameters()}
+    dense = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return dense + sum(_stands_for(module) for module in packed)
+
+
+def _stands_for(module: Any) -> int:
+    """Parameters of the dense layer that a packed one replaces."""
+    if hasattr(module, "embedding_dim"):
+        return 0 if module.shared else int(module.num_embeddings * module.embedding_dim)
+    if not hasattr(module, "in_features"):
+        return sum(parameter.numel() for parameter in module.parameters())
+    bias = getattr(module, "bias", None)
+    return int(module.in_features * module.out_features) + (0 if bias is None else bias.numel())
 
 
 def weight_bytes(model: nn.Module) -> int:

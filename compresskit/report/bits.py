@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compresskit.report.columns import Column
+from compresskit.report.labels import clean
 
 if TYPE_CHECKING:
     from compresskit.report.table import Group, Row, Table
@@ -29,10 +30,12 @@ def bits_of(row: Row) -> float | None:
 
 def by_bits(table: Table) -> Table:
     """The same table with the rows of each group in bands of bits, widest first."""
-    return replace(table, groups=tuple(_banded(group) for group in table.groups))
+    notes = dict.fromkeys(table.notes)
+    groups = tuple(_banded(group, notes) for group in table.groups)
+    return replace(table, groups=groups, notes=tuple(notes))
 
 
-def _banded(group: Group) -> Group:
+def _banded(group: Group, notes: dict[str, None]) -> Group:
     bands: dict[int | None, list[Row]] = {}
     for row in group.rows:
         bits = bits_of(row)
@@ -41,10 +44,22 @@ def _banded(group: Group) -> Group:
     for floor in sorted(bands, key=lambda one: math.inf if one is None else -one):
         members = sorted(bands[floor], key=_closeness)
         name = UNKNOWN if floor is None else _name(floor, [bits_of(row) or 0.0 for row in members])
-        rows += [replace(row, band=name) for row in members]
+        rows += [replace(_noted(row, notes), band=name) for row in members]
     after = next(i for i, c in enumerate(group.columns) if c.key == "weights_bytes") + 1
     columns = (*group.columns[:after], BITS, *group.columns[after:])
     return replace(group, rows=tuple(rows), columns=columns, shown=group.shown | {KEY})
+
+
+def _noted(row: Row, notes: dict[str, None]) -> Row:
+    """Number why a row has no bits, as for every number that is not known."""
+    cell = row.cells[KEY]
+    if cell.kind != "unavailable" or not cell.reason:
+        return row
+    reason = clean(cell.reason)
+    notes.setdefault(reason)
+    return replace(
+        row, cells={**row.cells, KEY: replace(cell, note=list(notes).index(reason) + 1)}
+    )
 
 
 def _closeness(row: Row) -> tuple[int, float]:

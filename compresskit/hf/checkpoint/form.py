@@ -126,7 +126,7 @@ def _grouped(op: str, weight: GroupedWeight, layer: str) -> Form:
         raise Conflict(
             f"{layer}: groups of {weight.group} do not divide its {weight.width} inputs, which "
             "compressed-tensors asks for. Use a group that does, group=0 for whole rows, or leave "
-            f"the layer dense with skip={layer}."
+            f'the layer dense with skip=["{layer}"].'
         )
     group = None if whole else weight.group
     strategy: Literal["channel", "group"] = "channel" if whole else "group"
@@ -137,12 +137,16 @@ def _grouped(op: str, weight: GroupedWeight, layer: str) -> Form:
     return Form("pack-quantized", codes, inputs)
 
 
-def tensors_of(form: Form, weight: Stored) -> dict[str, torch.Tensor]:
-    """The tensors of one layer by their name in the checkpoint, without a bias."""
+def tensors_of(form: Form, weight: Stored, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of one layer by their name in the checkpoint, without a bias.
+
+    Scales are written in the model's `dtype`, as other writers do: readers multiply in the type of
+    the scales, so in float32 nothing is rounded.
+    """
     if isinstance(weight, GroupedWeight):
         tensors = {
             "weight_packed": _words(weight.packed),
-            "weight_scale": weight.scales,
+            "weight_scale": _in(weight.scales, dtype),
             "weight_shape": torch.tensor(weight.shape),
         }
         if weight.zeros is not None:
@@ -150,7 +154,7 @@ def tensors_of(form: Form, weight: Stored) -> dict[str, torch.Tensor]:
             packed = _words(pack(weight.zeros.t().contiguous(), weight.bits))
             tensors["weight_zero_point"] = packed.t().contiguous()
         return tensors
-    scales = weight.scales.unsqueeze(1)
+    scales = _in(weight.scales, dtype).unsqueeze(1)
     if form.format != "pack-quantized":
         return {"weight": weight.codes, "weight_scale": scales}
     codes = (weight.codes.to(torch.int16) + 128).to(torch.uint8)
@@ -182,6 +186,12 @@ def weight_of(form: Form, tensors: Mapping[str, torch.Tensor]) -> Stored:
         bits=bits,
         zeros=zeros,
     )
+
+
+def _in(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Scales in `dtype` where it holds them exactly (float16 lacks the range of bfloat16)."""
+    cast = scales.to(dtype)
+    return cast if torch.equal(cast.float(), scales.float()) else scales
 
 
 def _words(packed: torch.Tensor) -> torch.Tensor:

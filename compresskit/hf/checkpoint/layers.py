@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     shape: tuple[int, int]
 
 
-def packed_layers(model: nn.Module) -> list[Layer]:
+def packed_layers(model: Any) -> list[Layer]:
     """Every packed linear layer of `model`, in its order.
 
     Raises:
@@ -37,6 +37,7 @@ def packed_layers(model: nn.Module) -> list[Layer]:
         RunError: the stack was not applied under `forced("reference")`.
     """
     _refuse_experts(model)
+    dtype: torch.dtype = model.dtype
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, modules.HoldsBytes):
@@ -47,7 +48,7 @@ def packed_layers(model: nn.Module) -> list[Layer]:
                 if hasattr(module, "embedding_dim")
                 else f"{name}: packed by a layer that has no compressed-tensors form."
             )
-        found.append(_layer(name, module))
+        found.append(_layer(name, module, dtype))
     if not found:
         raise Conflict(
             "nothing was packed, so there is nothing to write. Give a quantising method, such as "
@@ -56,19 +57,24 @@ def packed_layers(model: nn.Module) -> list[Layer]:
     return found
 
 
-def _layer(name: str, module: Any) -> Layer:
-    product = module.product
+def _layer(name: str, module: Any, dtype: torch.dtype) -> Layer:
+    product = getattr(module, "product", None)
+    if product is None:
+        raise Conflict(
+            f"{name}: a layer of another library has no compressed-tensors form. Use our methods, "
+            "such as quant/int4:symmetric=true, quant/int8 or quant/fp8."
+        )
     if not isinstance(product, Dequantised):
         raise RunError(f"{name}: laid out for this machine ({type(product).__name__}).")
     if module.input_scale is not None:
         raise Conflict(
             f"{name}: its inputs are multiplied by a scale at run time, which compressed-tensors "
             "has no place for. Choose options of the method that fold it into the layer before, or "
-            f"leave the layer dense with skip={name}."
+            f'leave the layer dense with skip=["{name}"].'
         )
     weight: Any = product.weight
     form = form_of(product.routine.op, weight, name)
-    tensors = {f"{name}.{role}": one for role, one in tensors_of(form, weight).items()}
+    tensors = {f"{name}.{role}": one for role, one in tensors_of(form, weight, dtype).items()}
     if module.bias is not None:
         tensors[f"{name}.bias"] = module.bias
     return Layer(name, form, tensors, weight.shape)
@@ -78,5 +84,6 @@ def _refuse_experts(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "first") and isinstance(module.first, nn.ModuleList):
             raise Conflict(
-                f"{name}: packed experts are not written yet. Leave them dense with skip=*.experts."
+                f"{name}: packed experts are not written yet. "
+                'Leave them dense with skip=["*.experts"].'
             )

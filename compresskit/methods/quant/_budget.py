@@ -1,25 +1,35 @@
 """Choose a width for every part of a model under a budget of bits: a multiple-choice knapsack.
 
-    loss |x            each part starts at its narrowest width; the step with the most loss saved
-         | \\           per bit is taken again and again while it fits. Steps go along the lower
-         |  x--.       hull (x) of a part's points, which makes the order of steps that of a falling
-         |    o `--x   Lagrange multiplier: the result is the best one of its own cost, and what
-         +--------- bits   is left of the budget is less than one step.
+    cells of the budget   0 ......................................... budget
+    after part 1          .   x       x     x                              x: least loss of a total
+    after part 2          .       x   x  x  x x    x                          cost that can be had
+
+One part after the other, the least loss of every total cost is kept, and which width led there; the
+widths are then read backwards from the best. That is exact if the budget has at most `CELLS` cells
+of the costs' greatest common divisor (so it is for models of regular shapes); otherwise costs are
+rounded up to cells, and what is left over is below one cell a part.
 
 Losses are made to fall with the width first (least squares, by pooling neighbours): a wider grid
-that looks worse is noise of the measurement. Equal gains go to the part that comes first, so the
-result is the same every time.
+that looks worse is noise of the measurement, and of equal losses the cheaper one is taken.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from compresskit.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+CELLS = 50_000
+"""Resolution of the budget; tables of this length are kept for every part."""
 
 
 class Option(NamedTuple):
@@ -71,26 +81,41 @@ def choose(parts: Sequence[Part], budget: int) -> Choice:
         SpecError: even the narrowest options cost more.
     """
     repaired = [_repaired(part) for part in parts]
-    least = sum(part.options[0].cost for part in repaired)
-    enough(budget, least)
-    at = [0] * len(repaired)
-    left = budget - least
-    while True:
-        best: tuple[float, int, int] | None = None
-        for index, part in enumerate(repaired):
-            step = _step(part.options, at[index], left)
-            if step is not None and (best is None or step[0] > best[0]):
-                best = (step[0], index, step[1])
-        if best is None:
-            break
-        _, index, to = best
-        left -= repaired[index].options[to].cost - repaired[index].options[at[index]].cost
-        at[index] = to
-    picked = [part.options[place] for part, place in zip(repaired, at, strict=True)]
+    enough(budget, sum(part.options[0].cost for part in repaired))
+    cell = _cell([option.cost for part in repaired for option in part.options], budget)
+    room = budget // cell
+    least = np.full(room + 1, np.inf)
+    least[0] = 0.0
+    came: list[NDArray[np.int64]] = []
+    for part in repaired:
+        tried = np.full((len(part.options), room + 1), np.inf)
+        for row, option in zip(tried, part.options, strict=True):
+            step = -(-option.cost // cell)
+            if step <= room:
+                row[step:] = least[: room + 1 - step] + option.loss
+        came.append(tried.argmin(axis=0))
+        least = tried.min(axis=0)
+    if not np.isfinite(least).any():  # rounding up to cells left no room for the narrowest
+        return _total(repaired, [0] * len(repaired))
+    at, picked = int(least.argmin()), []
+    for part, way in zip(reversed(repaired), reversed(came), strict=True):
+        picked.append(int(way[at]))
+        at -= -(-part.options[picked[-1]].cost // cell)
+    return _total(repaired, picked[::-1])
+
+
+def _cell(costs: Sequence[int], budget: int) -> int:
+    """Bits of one cell."""
+    common = math.gcd(*costs)
+    return common if budget // common <= CELLS else max(1, budget // CELLS)
+
+
+def _total(parts: Sequence[Part], picked: Sequence[int]) -> Choice:
+    options = [part.options[index] for part, index in zip(parts, picked, strict=True)]
     return Choice(
-        {part.name: option.bits for part, option in zip(repaired, picked, strict=True)},
-        sum(option.cost for option in picked),
-        sum(option.loss for option in picked),
+        {part.name: option.bits for part, option in zip(parts, options, strict=True)},
+        sum(option.cost for option in options),
+        sum(option.loss for option in options),
     )
 
 
@@ -114,17 +139,6 @@ def _repaired(part: Part) -> Part:
         part.name,
         tuple(o._replace(loss=loss) for o, loss in zip(ordered, losses, strict=True)),
     )
-
-
-def _step(options: Sequence[Option], at: int, room: int) -> tuple[float, int] | None:
-    """The steepest way down from `at` that fits into `room`: loss saved per bit, and where to."""
-    here = options[at]
-    best: tuple[float, int] | None = None
-    for to in range(at + 1, len(options)):
-        cost, saved = options[to].cost - here.cost, here.loss - options[to].loss
-        if 0 < cost <= room and saved > 0 and (best is None or saved / cost > best[0]):
-            best = (saved / cost, to)
-    return best
 
 
 def widths(choice: Mapping[str, int]) -> dict[int, int]:

@@ -100,14 +100,19 @@ def rows(method: AbstractCalibrated, system: System, ctx: Context) -> Rows:
         "tokens": tokens.numel(),
         "tokens_sha256": texts.ids_sha256(table),
     }
-    return Rows(list(tokens.split(max(1, TOKENS // method.length))), facts)
+    return Rows(list(torch.split(tokens, max(1, TOKENS // method.length))), facts)
 
 
 class Walk:
     """Takes a method through the blocks, then packs what calibration did not reach."""
 
     def __init__(
-        self, method: AbstractCalibrated, system: System, ctx: Context, scheme: Scheme[Any], label: str
+        self,
+        method: AbstractCalibrated,
+        system: System,
+        ctx: Context,
+        scheme: Scheme[Any],
+        label: str,
     ) -> None:
         """Send the calibration text up to the first block; `scheme` rounds what it does not reach."""
         self.sites = select(system.model, with_head=method.head, skip=method.skip)

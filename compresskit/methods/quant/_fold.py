@@ -15,7 +15,7 @@ that rounding moves s and not the product.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -138,7 +138,7 @@ def _along(module: nn.Module, scale: torch.Tensor, *, inputs: bool) -> torch.Ten
     return scale if last else scale.unsqueeze(1)
 
 
-def _float(value: object) -> object:
+def _float(value: Any) -> Any:
     """`value` with every floating-point tensor in float32."""
     if isinstance(value, torch.Tensor):
         return value.float() if value.is_floating_point() else value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from compresskit.errors import RunError
+from compresskit.methods.quant._packing import SLAB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,7 +73,7 @@ class Moments:
     def error(self, difference: torch.Tensor) -> float:
         """Squared output error of a weight that is off by `difference` `[N, K]`, a token."""
         hessian, total = self.hessian(), 0.0
-        for rows in difference.split(max(1, (1 << 22) // max(1, difference.shape[1]))):
+        for rows in torch.split(difference, max(1, SLAB // max(1, difference.shape[1]))):
             total += float(((rows @ hessian) * rows).sum(dtype=torch.float64))
         return total
 

@@ -17,6 +17,8 @@ from compresskit.methods.quant._group import Bits, scheme
 from compresskit.methods.quant._linear import quantise_linears
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from compresskit.method import Context
     from compresskit.methods.quant._base import AbstractQuant
     from compresskit.system import System
@@ -71,11 +73,9 @@ def resolve(names: list[str], layers: tuple[str, ...]) -> dict[str, int | None]:
     decided: dict[str, int | None] = {}
     useful: set[Rule] = set()
     for name in names:
-        for rule in rules:
-            if fnmatchcase(name, rule.pattern):
-                decided[name] = rule.bits
-                useful.add(rule)
-                break
+        if (rule := _first(name, rules)) is not None:
+            decided[name] = rule.bits
+            useful.add(rule)
     for text, rule in zip(layers, rules, strict=True):
         if rule in useful:
             continue
@@ -89,6 +89,15 @@ def resolve(names: list[str], layers: tuple[str, ...]) -> dict[str, int | None]:
             f"Names look like {', '.join(map(repr, names[:3])) or 'none'}."
         )
     return decided
+
+
+def _first(name: str, rules: Iterable[Rule]) -> Rule | None:
+    return next((rule for rule in rules if fnmatchcase(name, rule.pattern)), None)
+
+
+def _bits(name: str, rules: Iterable[Rule]) -> int | None:
+    rule = _first(name, rules)
+    return None if rule is None else rule.bits
 
 
 def owners(
@@ -130,6 +139,21 @@ def left_out(decided: dict[str, int | None], owner: dict[str, str]) -> tuple[str
                 "dense weight. Leave all of it dense, or none."
             )
     return tuple(dense)
+
+
+def suggest(widths: dict[str, int], patterns: dict[str, int]) -> tuple[int, tuple[str, ...]]:
+    """The commonest width, and overrides that give every weight of `widths` its own.
+
+    `patterns` are tried first; where they do not single the weights out, names take their place.
+    """
+    found = list(widths.values())
+    common = max(sorted(set(found)), key=found.count)
+    for rules in (patterns, widths):
+        layers = tuple(f"{pattern}={bits}" for pattern, bits in rules.items() if bits != common)
+        read = [parse(text) for text in layers]
+        if all((_bits(name, read) or common) == bits for name, bits in widths.items()):
+            break
+    return common, layers
 
 
 def round_to_nearest(

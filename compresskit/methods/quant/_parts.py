@@ -21,7 +21,7 @@ from compresskit.methods.quant._linear import select
 from compresskit.methods.quant._overrides import owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from compresskit.methods.quant._group import ZeroPoint
 
@@ -162,7 +162,7 @@ def part_name(name: str, granularity: Granularity) -> str:
     return ".".join("*" if piece.isdecimal() else piece for piece in pieces)
 
 
-def pattern_of(part: str, members: list[str]) -> str:
+def pattern_of(part: str, members: Collection[str]) -> str:
     """A pattern for overrides that matches the weights of `part` and no others of their model."""
     return part if part in members or "*" in part else f"{part}.*"
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import AfterValidator, Field, JsonValue
 
 from compresskit import text as texts
-from compresskit.methods.quant import _budget, _divergence, _parts, _sensitivity
+from compresskit.methods.quant import _budget, _divergence, _overrides, _parts, _sensitivity
 from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint, scheme
 from compresskit.methods.quant._linear import quantise_linears
@@ -46,6 +46,13 @@ class Search(NamedTuple):
     """Name of each weight -> bits."""
     rows: torch.Tensor
     """The calibration text, int64 `[B, S]`."""
+
+    def patterns(self) -> dict[str, int]:
+        """A pattern for the weights of each part -> bits."""
+        return {
+            _parts.pattern_of(entry.part, entry.members): self.choice.bits[entry.part]
+            for entry in self.table.entries
+        }
 
 
 @final
@@ -188,4 +195,12 @@ class Mixed(AbstractQuant):
                 str(bits): count for bits, count in _budget.widths(found.choice.bits).items()
             },
             "mixed_predicted_kl_nats": found.table.predicted(found.choice.bits),
+            "mixed_as_intn": self.as_intn(found),
         }
+
+    def as_intn(self, found: Search) -> dict[str, JsonValue]:
+        """Parameters of the `quant/intn` that packs the same layers at the same widths."""
+        bits, layers = _overrides.suggest(found.widths, found.patterns())
+        same = ("group", "symmetric", "zero_point", "activations", "head", "embeddings", "skip")
+        params = self.model_dump(mode="json", include=set(same), exclude_defaults=True)
+        return {**params, "bits": bits, "layers": list(layers)}

@@ -26,7 +26,6 @@ from compresskit.methods.quant._group import grouped
 from compresskit.methods.quant._linear import Scheme, quantise_linears
 
 if TYPE_CHECKING:
-    from compresskit.hf.modules import Site
     from compresskit.method import Context
     from compresskit.system import System
 
@@ -50,21 +49,29 @@ def split(groups: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, tor
     return scales, torch.where(step > 0, groups / step, 0.0)
 
 
-def quantise(weight: torch.Tensor, *, factor: float) -> GroupedWeight:
-    """Round `weight` (float32 `[N, K]`) to E2M1 times an E4M3 scale per 16 inputs / `factor`."""
+def quantise(weight: torch.Tensor, factor: torch.Tensor | None = None) -> GroupedWeight:
+    """Round `weight` (float32 `[N, K]`) to E2M1 times an E4M3 scale per 16 inputs / `factor`.
+
+    Without `factor`, that of this weight.
+    """
     rows, width = weight.shape
-    scales, units = split(grouped(weight, GROUP), torch.tensor(factor, device=weight.device))
+    factor = magnification(weight.abs().amax()) if factor is None else factor
+    scales, units = split(grouped(weight, GROUP), factor)
     codes = e2m1_codes(units).view(rows, -1)[:, :width]
     # An E4M3 number is exact in bfloat16.
+    stored = scales.to(torch.bfloat16)
     return GroupedWeight(
-        pack(codes, 4),
-        scales.to(torch.bfloat16),
-        width,
-        GROUP,
-        4,
-        table=E2M1,
-        gain=1 / factor,
+        pack(codes, 4), stored, width, GROUP, 4, table=E2M1, gain=1 / float(factor)
     )
+
+
+class TwoScales(Scheme[GroupedWeight]):
+    """Rows share one factor, so it is found before the weight is cut into slabs."""
+
+    def store(self, weight: torch.Tensor) -> GroupedWeight:
+        """Quantise a whole weight `[N, K]`."""
+        factor = magnification(weight.abs().amax())
+        return Scheme(self.op, self.bits, partial(quantise, factor=factor)).store(weight)
 
 
 def round_inputs(x: torch.Tensor) -> torch.Tensor:
@@ -103,14 +110,11 @@ class NVFP4(AbstractQuant):
             op = simulating(OP, "nvfp4_activations_matmul", round_inputs)
             system = replace(system, simulated=(*system.simulated, "quant/nvfp4"))
 
-        def scheme_of(site: Site) -> Scheme[GroupedWeight]:
-            factor = float(magnification(site.weight().abs().amax()))
-            return Scheme(op, 4, partial(quantise, factor=factor))
-
+        rounding = TwoScales(op, 4, quantise)
         facts = {**system.facts, "nominal_bits_per_parameter": NOMINAL_BITS}
         return quantise_linears(
             replace(system, facts=facts),
-            scheme_of,
+            lambda site: rounding,
             with_head=self.head,
             skip=self.skip,
             with_embeddings=self.embeddings,

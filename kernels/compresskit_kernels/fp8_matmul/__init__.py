@@ -12,15 +12,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit_kernels.dequantise import on_cuda, reference
-from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.dispatch import Implementation, Op, choose
 from compresskit_kernels.fp8_matmul import native
 from compresskit_kernels.fp8_matmul.weight import LARGEST, Fp8Weight
+from compresskit_kernels.launch import implementation
 
 if TYPE_CHECKING:
     import torch
 
+TRITON: Implementation[Fp8Weight] = implementation(
+    "fp8_matmul",
+    "triton: e4m3 codes x one row (M = 1), on tensor cores (M <= 64), spread + matmul (M > 64)",
+    "a weight that is not empty",
+    lambda weight: min(weight.shape) > 0,
+)
+
 OP: Op[Fp8Weight] = Op(
-    "fp8_matmul", (native.IMPLEMENTATION, on_cuda("fp8_matmul"), reference("fp8_matmul"))
+    "fp8_matmul",
+    (native.IMPLEMENTATION, TRITON, on_cuda("fp8_matmul"), reference("fp8_matmul")),
 )
 
 

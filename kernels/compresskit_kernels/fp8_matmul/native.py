@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from compresskit_kernels.fp8_matmul.weight import Fp8Weight
 
-FEW_ROWS = 16
+FEW_ROWS = 32
 """Most rows for the packed product; beyond, spreading the codes and multiplying densely wins."""
 
 FEW = Use("fp8_matmul", "native: e4m3 x float32")

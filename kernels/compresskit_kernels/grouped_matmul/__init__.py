@@ -17,18 +17,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit_kernels.dequantise import on_cuda, reference
-from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.dispatch import Implementation, Op, choose
 from compresskit_kernels.grouped_matmul import cpu, native
 from compresskit_kernels.grouped_matmul.weight import GroupedWeight
+from compresskit_kernels.launch import implementation
+from compresskit_kernels.packed.tiles import fits_group
 
 if TYPE_CHECKING:
     import torch
+
+
+
+def _fits(weight: GroupedWeight) -> bool:
+    return min(weight.shape) > 0 and fits_group(weight.group, weight.width, weight.bits)
+
+
+TRITON: Implementation[GroupedWeight] = implementation(
+    "grouped_matmul",
+    "triton: packed codes x one row (M = 1), on tensor cores (M <= 64), spread + matmul (M > 64); "
+    "codes of 3 bits take 4, of 5 to 7 take 8",
+    "a weight that is not empty in groups that divide, or are divided by, 128 inputs (256 for 2 bits, "
+    "64 for 5 and more)",
+    _fits,
+)
 
 OP: Op[GroupedWeight] = Op(
     "grouped_matmul",
     (
         native.IMPLEMENTATION,
         cpu.IMPLEMENTATION,
+        TRITON,
         on_cuda("grouped_matmul"),
         reference("grouped_matmul"),
     ),

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from compresskit_kernels.activations import round_rows
 from compresskit_kernels.dequantise import reference
-from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.dispatch import Implementation, Op, choose
 from compresskit_kernels.int8_dynamic_matmul import native, onednn
 from compresskit_kernels.int8_matmul.weight import Int8Weight
+from compresskit_kernels.launch import implementation
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,22 @@ def _rounded(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
     return round_rows(x).dequantise()
 
 
+LONGEST = 1 << 16
+"""Inputs: 65536 * 127 * 127 still fits the 32-bit sums."""
+
+TRITON: Implementation[Int8Weight] = implementation(
+    "int8_dynamic_matmul",
+    "triton: int8 tensor cores, fused rounding and scales",
+    f"a weight of 1 to {LONGEST} inputs that is not empty",
+    lambda weight: min(weight.shape) > 0 and weight.shape[1] <= LONGEST,
+)
+
 OP: Op[Int8Weight] = Op(
     "int8_dynamic_matmul",
     (
         native.IMPLEMENTATION,
         onednn.IMPLEMENTATION,
+        TRITON,
         reference("int8_dynamic_matmul", _rounded),
     ),
 )

@@ -18,16 +18,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit_kernels.dequantise import on_cuda, reference
-from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.dispatch import Implementation, Op, choose
 from compresskit_kernels.int8_matmul import cpu, native
 from compresskit_kernels.int8_matmul.weight import Int8Weight
+from compresskit_kernels.launch import implementation
 
 if TYPE_CHECKING:
     import torch
 
+TRITON: Implementation[Int8Weight] = implementation(
+    "int8_matmul",
+    "triton: int8 codes x one row (M = 1), on tensor cores (M <= 64), spread + matmul (M > 64)",
+    "a weight that is not empty",
+    lambda weight: min(weight.shape) > 0,
+)
+
 OP: Op[Int8Weight] = Op(
     "int8_matmul",
-    (native.IMPLEMENTATION, cpu.IMPLEMENTATION, on_cuda("int8_matmul"), reference("int8_matmul")),
+    (
+        native.IMPLEMENTATION,
+        cpu.IMPLEMENTATION,
+        TRITON,
+        on_cuda("int8_matmul"),
+        reference("int8_matmul"),
+    ),
 )
 
 

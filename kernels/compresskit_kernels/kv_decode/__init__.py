@@ -97,7 +97,7 @@ def fits(q: torch.Tensor, keys: Rows, values: Rows) -> bool:
     return (
         str(q.dtype).removeprefix("torch.") in ("bfloat16", "float16", "float32")
         and 1 <= q.shape[2] <= MOST_QUERIES
-        and q.shape[2] * q.shape[1] // max(1, keys.codes.shape[1]) <= 128
+        and q.shape[2] * q.shape[1] // max(1, keys.codes.shape[1]) <= min(128, 16384 // keys.width)
         and keys.width in (32, 64, 128, 256)
         and all(side.groups <= (2 if side.kind == "int4" else 1) for side in (keys, values))
         and 0 not in (*q.shape, keys.slots)
@@ -121,7 +121,8 @@ WAYS = (
     Way(
         "triton",
         f"a CUDA device, triton, 1 to {MOST_QUERIES} queries in float32, bfloat16 or float16, rows "
-        "of 32, 64, 128 or 256 and one scale a row (int4: one or two)",
+        "of 32, 64, 128 or 256, one scale a row (int4: one or two), and at most 128 queries times "
+        "query heads a kv head (64 with rows of 256)",
         _supports,
         _triton,
     ),

@@ -35,6 +35,8 @@ ROUTINE = Use("kv_decode", "triton: split over the context + merge")
 MOST_PARTS = 64
 SHORTEST_PART = 256
 """Slots below which another program costs more than it saves."""
+PER_PROCESSOR = 3
+"""Programs of 128 threads on a multiprocessor: each takes up to 168 of its 65536 registers."""
 MERGED = 64
 """Columns of a program that merges."""
 LOG2E = 1.4426950408889634
@@ -353,10 +355,19 @@ def attend(
 
 
 def configuration(width: int, rows: int) -> dict[str, int]:
-    """Slots of a step, warps and stages of the software pipeline."""
-    if width >= 256 or rows > 64:
-        return {"BLOCK": 32, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
+    """Slots of a step, warps and stages of the software pipeline, for D and the rows of queries.
+
+    Chosen without a GPU: the widest steps whose registers fit (see `testing.spills`).
+    """
+    if rows > 32:
+        block = 16 if rows > 64 or width > 128 else 32
+        return {"BLOCK": block, "num_warps": 8, "num_stages": 2}
+    if width > 128:
+        block = 16 if rows > 16 else 32
+        return {"BLOCK": block, "num_warps": 8 if rows > 16 else 4, "num_stages": 2}
+    if rows > 16:
+        return {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK": 64, "num_warps": 4, "num_stages": 4 if width <= 64 else 3}
 
 
 def _pointers(side: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -373,8 +384,8 @@ def _plain(side: Rows) -> Rows:
 
 
 def _parts(pairs: int, slots: int, device: torch.device) -> int:
-    """Two programs for each multiprocessor, in one wave, none with less than `SHORTEST_PART`."""
-    wanted = 2 * _processors(device) // pairs
+    """As many programs as run at once, none with less than `SHORTEST_PART` slots."""
+    wanted = PER_PROCESSOR * _processors(device) // pairs
     return max(1, min(wanted, slots // SHORTEST_PART, MOST_PARTS))
 
 

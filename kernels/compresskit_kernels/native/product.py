@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from compresskit_kernels.dispatch import Prepared, Use, note
-from compresskit_kernels.native import build
+from compresskit_kernels.native import build, traced
 
 if TYPE_CHECKING:
     from compresskit_kernels.fp8_matmul.weight import Fp8Weight
@@ -61,8 +61,19 @@ class NativeProduct(Prepared):
     """A weight in tiles; how it is called is decided by `Routines`."""
 
     __slots__ = (
-        "_address", "_call", "_few", "_held", "_many", "_struct", "bits", "height", "integer",
-        "most_rows", "roles", "width",
+        "__weakref__",
+        "_address",
+        "_call",
+        "_few",
+        "_held",
+        "_many",
+        "_struct",
+        "bits",
+        "height",
+        "integer",
+        "most_rows",
+        "number",
+        "width",
     )  # fmt: skip
 
     def __init__(
@@ -119,9 +130,16 @@ class NativeProduct(Prepared):
             group16=int(group == 16),
         )
         self._address = ctypes.addressof(self._struct)
+        self.number = traced.register(self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x `[..., K]`."""
+        if torch.compiler.is_compiling():
+            return traced.product(x, self.number, self.height)
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x `[..., K]` in code that is not traced."""
         flat = x.reshape(-1, self.width)
         rows = flat.shape[0]
         if rows > self.most_rows:
@@ -154,6 +172,12 @@ class NativeProduct(Prepared):
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the dequantised weight, in bfloat16 precision."""
+        if torch.compiler.is_compiling():
+            return traced.rows(index, self.number, self.width)
+        return self.look_up(index)
+
+    def look_up(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight in code that is not traced."""
         flat = index.reshape(-1).tolist()
         out = torch.empty(len(flat), self.width)
         for place, row in enumerate(flat):

@@ -8,7 +8,7 @@
 //   chunk   8 units: 16 rows x 32 inputs, `bits` vectors in memory   planes of 1, 2 and 4 bits
 //   tile    16 rows x K
 //
-// Rows of activations are handled 8, 4, 2 or 1 at a time. Each goes through the same operations in
+// Rows of activations are handled 8, 4, 2 or 1 at a time (16 were slower). Each goes through the same operations in
 // the same order whatever the number, so a row's result does not depend on its neighbours.
 #include <immintrin.h>
 
@@ -42,12 +42,13 @@ INLINE __m512 widen(const uint16_t* p) {
 }
 
 struct Shape {
-  int64_t padded, groups, tiles, per;  // per: chunks in a group
+  int64_t padded, groups, tiles, per, segments;  // per: chunks in a group
   explicit Shape(const Weight& w)
       : padded((w.width + 31) / 32 * 32),
         groups((w.width + w.group - 1) / w.group),
         tiles((w.rows + 15) / 16),
-        per(w.group >= 32 ? w.group / 32 : 1) {}
+        per(w.group >= 32 ? w.group / 32 : 1),
+        segments(groups * ((per + 7) / 8)) {}  // of at most 256 inputs
 };
 
 // Eight units of a chunk, from planes of 1, 2 and 4 bits, lowest bits first.
@@ -98,8 +99,10 @@ INLINE __m512 shift_of(const Weight& w, int64_t at, __m512 scale, float middle) 
 struct Inputs {
   const int8_t* codes = nullptr;    // A8: [M][padded]
   const float* steps = nullptr;     // A8: [M][groups]
-  const uint16_t* halves = nullptr; // tables: bfloat16 [M][padded]
-  const float* singles = nullptr;   // wide codes: float32 [M][padded]
+  const int16_t* wide = nullptr;    // A16: [M][padded]
+  const float* wide_steps = nullptr;  // A16: [M][segments]
+  const uint16_t* halves = nullptr; // code books: bfloat16 [M][padded]
+  const float* singles = nullptr;   // fp8: float32 [M][padded]
   const float* sums = nullptr;      // [M][groups]: sum of x over a group
 };
 
@@ -142,20 +145,77 @@ INLINE Sums<M> integer_tile(const Weight& w, const Shape& s, int64_t t, const In
   return total;
 }
 
-// Codes of at most 5 bits pick a bfloat16 level from a register.
+// 16-bit activations as fixed-point numbers, one step every SEGMENT inputs of a row at most: closer
+// than bfloat16 where it counts, and multiplied by integer instructions.
+constexpr int64_t SEGMENT = 256;  // 256 * 255 * 32767 fits 32 bits
+
+INLINE __m512i front_bytes() {  // bytes 0, 1 of each lane, widened to 16 bits
+  return _mm512_broadcast_i32x4(
+      _mm_set_epi8(-1, 13, -1, 12, -1, 9, -1, 8, -1, 5, -1, 4, -1, 1, -1, 0));
+}
+
+INLINE __m512i back_bytes() {  // bytes 2, 3
+  return _mm512_broadcast_i32x4(
+      _mm_set_epi8(-1, 15, -1, 14, -1, 11, -1, 10, -1, 7, -1, 6, -1, 3, -1, 2));
+}
+
+template <int BITS, int M>
+INLINE Sums<M> wide_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x) {
+  const uint8_t* codes = w.codes + t * s.padded / 32 * 64 * BITS;
+  const __m512i front = front_bytes(), back = back_bytes();
+  Sums<M> total;
+  for (int m = 0; m < M; m++) total.row[m] = _mm512_setzero_ps();
+  const int64_t chunks = s.padded / 32;
+  int64_t c = 0, segment = 0;
+  for (int64_t g = 0; g < s.groups; g++) {
+    __m512 part[M];
+    for (int m = 0; m < M; m++) part[m] = _mm512_setzero_ps();
+    const int64_t end = c + s.per < chunks ? c + s.per : chunks;
+    while (c < end) {
+      __m512i sum[M];
+      for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_si512();
+      const int64_t stop = c + SEGMENT / 32 < end ? c + SEGMENT / 32 : end;
+      for (; c < stop; c++) {
+        const Chunk<BITS> chunk(codes + c * 64 * BITS);
+        for (int i = 0; i < 8; i++) {
+          const __m512i low = _mm512_shuffle_epi8(chunk.unit[i], front);
+          const __m512i high = _mm512_shuffle_epi8(chunk.unit[i], back);
+          for (int m = 0; m < M; m++) {
+            int32_t two, more;
+            std::memcpy(&two, x.wide + m * s.padded + c * 32 + i * 4, 4);
+            std::memcpy(&more, x.wide + m * s.padded + c * 32 + i * 4 + 2, 4);
+            sum[m] = _mm512_dpwssd_epi32(sum[m], low, _mm512_set1_epi32(two));
+            sum[m] = _mm512_dpwssd_epi32(sum[m], high, _mm512_set1_epi32(more));
+          }
+        }
+      }
+      for (int m = 0; m < M; m++) {
+        const __m512 step = _mm512_set1_ps(x.wide_steps[m * s.segments + segment]);
+        part[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, part[m]);
+      }
+      segment++;
+    }
+    const int64_t at = (t * s.groups + g) * 16;
+    const __m512 scale = widen(w.scales + at);
+    const __m512 shift = shift_of(w, at, scale, float(1 << (BITS - 1)));
+    for (int m = 0; m < M; m++) {
+      total.row[m] = _mm512_fmadd_ps(part[m], scale, total.row[m]);
+      total.row[m] =
+          _mm512_fmadd_ps(shift, _mm512_set1_ps(x.sums[m * s.groups + g]), total.row[m]);
+    }
+  }
+  return total;
+}
+
+// A code book: codes of at most 5 bits pick a bfloat16 level from a register.
 template <int BITS, int M>
 INLINE Sums<M> table_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x) {
   const uint8_t* codes = w.codes + t * s.padded / 32 * 64 * BITS;
   const __m512i table = _mm512_loadu_si512(w.table);
-  // Bytes 0, 1 (then 2, 3) of each lane, widened to 16 bits.
-  const __m512i front = _mm512_broadcast_i32x4(
-      _mm_set_epi8(-1, 13, -1, 12, -1, 9, -1, 8, -1, 5, -1, 4, -1, 1, -1, 0));
-  const __m512i back = _mm512_broadcast_i32x4(
-      _mm_set_epi8(-1, 15, -1, 14, -1, 11, -1, 10, -1, 7, -1, 6, -1, 3, -1, 2));
+  const __m512i front = front_bytes(), back = back_bytes();
   Sums<M> total;
   for (int m = 0; m < M; m++) total.row[m] = _mm512_setzero_ps();
   const int64_t chunks = s.padded / 32;
-  const bool shifted = w.offsets || w.zeros;
   int64_t c = 0, g = 0;
   int from = 0;  // groups of 16 end in the middle of a chunk
   while (g < s.groups) {
@@ -186,69 +246,38 @@ INLINE Sums<M> table_tile(const Weight& w, const Shape& s, int64_t t, const Inpu
     const int64_t at = (t * s.groups + g) * 16;
     const __m512 scale = widen(w.scales + at);
     for (int m = 0; m < M; m++) total.row[m] = _mm512_fmadd_ps(sum[m], scale, total.row[m]);
-    if (shifted) {
-      const __m512 shift = shift_of(w, at, scale, float(1 << (BITS - 1)));
-      // The table's levels are centred already.
-      const __m512 centred =
-          _mm512_fmadd_ps(_mm512_set1_ps(float(1 << (BITS - 1))), scale, shift);
-      for (int m = 0; m < M; m++)
-        total.row[m] =
-            _mm512_fmadd_ps(centred, _mm512_set1_ps(x.sums[m * s.groups + g]), total.row[m]);
-    }
     g++;
   }
   return total;
 }
 
-// The k-th byte of each lane as float32: an integer, or an e4m3 number times 2^-120.
-template <bool FLOATS>
+// The k-th byte of each lane, an e4m3 number, as float32 times 2^-120: sign to bit 31, exponent and
+// mantissa to bits 20 to 26. The bias of float32 is 120 higher, and subnormal numbers come out right.
 INLINE __m512 single(__m512i unit, int k) {
-  if constexpr (FLOATS) {
-    // sign to bit 31, exponent and mantissa to bits 20 to 26: the bias of float32 is 120 higher,
-    // and subnormal numbers come out right.
-    const __m512i byte = _mm512_slli_epi32(unit, 24 - 8 * k);
-    const __m512i sign = _mm512_and_si512(byte, _mm512_set1_epi32(int32_t(0x80000000u)));
-    const __m512i rest =
-        _mm512_and_si512(_mm512_srli_epi32(byte, 4), _mm512_set1_epi32(0x07f00000));
-    return _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
-  } else {
-    const __m512i byte = _mm512_and_si512(k ? _mm512_srli_epi32(unit, 8 * k) : unit,
-                                          _mm512_set1_epi32(255));
-    return _mm512_cvtepi32_ps(byte);
-  }
+  const __m512i byte = _mm512_slli_epi32(unit, 24 - 8 * k);
+  const __m512i sign = _mm512_and_si512(byte, _mm512_set1_epi32(int32_t(0x80000000u)));
+  const __m512i rest =
+      _mm512_and_si512(_mm512_srli_epi32(byte, 4), _mm512_set1_epi32(0x07f00000));
+  return _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
 }
 
-template <int BITS, int M, bool FLOATS>
-INLINE Sums<M> single_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x) {
-  const uint8_t* codes = w.codes + t * s.padded / 32 * 64 * BITS;
+template <int M>
+INLINE Sums<M> float8_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x) {
+  const uint8_t* codes = w.codes + t * s.padded / 32 * 64 * 8;
   Sums<M> total;
   for (int m = 0; m < M; m++) total.row[m] = _mm512_setzero_ps();
-  const int64_t chunks = s.padded / 32;
-  int64_t c = 0;
-  for (int64_t g = 0; g < s.groups; g++) {
-    __m512 sum[M];
-    for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
-    const int64_t end = c + s.per < chunks ? c + s.per : chunks;
-    for (; c < end; c++) {
-      const Chunk<BITS> chunk(codes + c * 64 * BITS);
-      for (int i = 0; i < 8; i++)
-        for (int k = 0; k < 4; k++) {
-          const __m512 level = single<FLOATS>(chunk.unit[i], k);
-          for (int m = 0; m < M; m++)
-            sum[m] = _mm512_fmadd_ps(
-                level, _mm512_set1_ps(x.singles[m * s.padded + c * 32 + i * 4 + k]), sum[m]);
-        }
-    }
-    const int64_t at = (t * s.groups + g) * 16;
-    const __m512 scale = widen(w.scales + at);
-    for (int m = 0; m < M; m++) total.row[m] = _mm512_fmadd_ps(sum[m], scale, total.row[m]);
-    if constexpr (!FLOATS) {
-      const __m512 shift = shift_of(w, at, scale, float(1 << (BITS - 1)));
-      for (int m = 0; m < M; m++)
-        total.row[m] =
-            _mm512_fmadd_ps(shift, _mm512_set1_ps(x.sums[m * s.groups + g]), total.row[m]);
-    }
+  for (int64_t c = 0; c < s.padded / 32; c++) {
+    const Chunk<8> chunk(codes + c * 64 * 8);
+    for (int i = 0; i < 8; i++)
+      for (int k = 0; k < 4; k++) {
+        const __m512 level = single(chunk.unit[i], k);
+        for (int m = 0; m < M; m++)
+          total.row[m] = _mm512_fmadd_ps(
+              level, _mm512_set1_ps(x.singles[m * s.padded + c * 32 + i * 4 + k]), total.row[m]);
+      }
   }
+  const __m512 scale = widen(w.scales + t * 16);
+  for (int m = 0; m < M; m++) total.row[m] = _mm512_mul_ps(total.row[m], scale);
   return total;
 }
 
@@ -269,13 +298,12 @@ INLINE void one_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x
   Sums<M> got;
   if (x.codes) {
     got = integer_tile<BITS, M>(w, s, t, x);
+  } else if (x.wide) {
+    got = wide_tile<BITS, M>(w, s, t, x);
   } else if constexpr (BITS <= 5) {
     got = table_tile<BITS, M>(w, s, t, x);
   } else if constexpr (BITS == 8) {
-    got = w.kind == FLOAT8 ? single_tile<8, M, true>(w, s, t, x)
-                           : single_tile<8, M, false>(w, s, t, x);
-  } else {
-    got = single_tile<BITS, M, false>(w, s, t, x);
+    got = float8_tile<M>(w, s, t, x);
   }
   const float gain = w.kind == FLOAT8 ? w.gain * 0x1p120f : w.gain;
   const int64_t left = w.rows - t * 16;
@@ -295,6 +323,7 @@ void all_tiles(const Weight& w, const Shape& s, const Inputs& all, int64_t rows,
       Inputs x = all;
       if (x.codes) x.codes += row * s.padded;
       if (x.steps) x.steps += row * s.groups;
+      if (x.wide) x.wide += row * s.padded, x.wide_steps += row * s.segments;
       if (x.halves) x.halves += row * s.padded;
       if (x.singles) x.singles += row * s.padded;
       if (x.sums) x.sums += row * s.groups;
@@ -341,15 +370,6 @@ void unfold(const void* x, int64_t start, int64_t width, int64_t padded, int32_t
   for (; k < padded; k++) to[k] = 0.0f;
 }
 
-float total(const float* x, int64_t count) {
-  __m512 sum = _mm512_setzero_ps();
-  int64_t k = 0;
-  for (; k + 16 <= count; k += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + k));
-  float out = _mm512_reduce_add_ps(sum);
-  for (; k < count; k++) out += x[k];
-  return out;
-}
-
 float largest(const float* x, int64_t count) {
   __m512 most = _mm512_setzero_ps();
   int64_t k = 0;
@@ -380,6 +400,30 @@ void round_row(const float* x, const Weight& w, const Shape& s, int8_t* codes, f
   }
 }
 
+// Round a row to int16, one step a segment.
+void widen_row(const float* x, const Weight& w, const Shape& s, int16_t* codes, float* steps,
+               float* sums) {
+  int64_t segment = 0;
+  for (int64_t g = 0; g < s.groups; g++) {
+    const int64_t end = (g + 1) * w.group < s.padded ? (g + 1) * w.group : s.padded;
+    float sum = 0.0f;
+    for (int64_t from = g * w.group; from < end; from += SEGMENT) {
+      const int64_t to = from + SEGMENT < end ? from + SEGMENT : end;
+      const float step = largest(x + from, to - from) / 32767.0f;
+      const __m512 divisor = _mm512_set1_ps(step > 0 ? step : 1.0f);
+      __m512i part = _mm512_setzero_si512();
+      for (int64_t k = from; k < to; k += 16) {
+        const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(_mm512_loadu_ps(x + k), divisor));
+        part = _mm512_add_epi32(part, code);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), _mm512_cvtsepi32_epi16(code));
+      }
+      steps[segment++] = step;
+      sum += step * float(_mm512_reduce_add_epi32(part));
+    }
+    sums[g] = sum;
+  }
+}
+
 void narrow_row(const float* x, int64_t padded, uint16_t* to) {
   for (int64_t k = 0; k < padded; k += 16)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k),
@@ -388,6 +432,7 @@ void narrow_row(const float* x, int64_t padded, uint16_t* to) {
 
 struct Scratch {
   std::vector<float> singles, steps, sums;
+  std::vector<int16_t> wide;
   std::vector<uint16_t> halves;
   std::vector<int8_t> codes;
 };
@@ -400,42 +445,32 @@ extern "C" void compresskit_product(const Weight* weight, const void* x, void* y
   const Weight& w = *weight;
   const Shape s(w);
   static thread_local Scratch scratch;  // grows to the largest input and stays
-  const bool table = !integer && w.bits <= 5, singles = !integer && !table;
+  const bool table = w.kind == TABLE, singles = w.kind == FLOAT8;
+  const bool wide = !integer && !table && !singles;
   scratch.singles.resize((singles ? rows : 1) * s.padded);
   scratch.sums.resize(rows * s.groups);
-  if (integer) {
-    scratch.codes.resize(rows * s.padded);
-    scratch.steps.resize(rows * s.groups);
-  } else if (table) {
-    scratch.halves.resize(rows * s.padded);
-  }
-  const bool summed = !integer && w.kind != FLOAT8 && (singles || w.offsets || w.zeros);
+  scratch.steps.resize(rows * s.segments);
+  if (integer) scratch.codes.resize(rows * s.padded);
+  if (wide) scratch.wide.resize(rows * s.padded);
+  if (table) scratch.halves.resize(rows * s.padded);
   for (int64_t m = 0; m < rows; m++) {
     float* row = scratch.singles.data() + (singles ? m * s.padded : 0);
+    float* sums = scratch.sums.data() + m * s.groups;
     unfold(x, m * w.width, w.width, s.padded, type, row);
-    if (integer) {
+    if (integer)
       round_row(row, w, s, scratch.codes.data() + m * s.padded,
-                scratch.steps.data() + m * s.groups, scratch.sums.data() + m * s.groups);
-    } else if (table) {
-      narrow_row(row, s.padded, scratch.halves.data() + m * s.padded);
-    }
-    if (summed)
-      for (int64_t g = 0; g < s.groups; g++) {
-        const int64_t from = g * w.group;
-        const int64_t to = from + w.group < s.padded ? from + w.group : s.padded;
-        scratch.sums[m * s.groups + g] = total(row + from, to - from);
-      }
+                scratch.steps.data() + m * s.groups, sums);
+    if (wide)
+      widen_row(row, w, s, scratch.wide.data() + m * s.padded,
+                scratch.steps.data() + m * s.segments, sums);
+    if (table) narrow_row(row, s.padded, scratch.halves.data() + m * s.padded);
   }
   Inputs in;
   in.sums = scratch.sums.data();
-  if (integer) {
-    in.codes = scratch.codes.data();
-    in.steps = scratch.steps.data();
-  } else if (table) {
-    in.halves = scratch.halves.data();
-  } else {
-    in.singles = scratch.singles.data();
-  }
+  if (integer) in.codes = scratch.codes.data(), in.steps = scratch.steps.data();
+  if (wide) in.wide = scratch.wide.data(), in.wide_steps = scratch.steps.data();
+  if (table) in.halves = scratch.halves.data();
+  if (singles) in.singles = scratch.singles.data();
   switch (w.bits) {
     case 2: return all_tiles<2>(w, s, in, rows, y, type);
     case 3: return all_tiles<3>(w, s, in, rows, y, type);
@@ -455,7 +490,7 @@ void spread_tile(const Weight& w, const Shape& s, int64_t t, uint16_t* to) {
   const int64_t left = w.rows - t * 16 < 16 ? w.rows - t * 16 : 16;
   alignas(64) uint8_t unit[8][16][4];
   float table[32];
-  for (int i = 0; i < 32 && BITS <= 5; i++) table[i] = single_of(w.table, i, BF16);
+  for (int i = 0; i < 32; i++) table[i] = BITS <= 5 ? single_of(w.table, i, BF16) : 0.0f;
   const float middle = float(1 << (BITS - 1));
   const float gain = w.kind == FLOAT8 ? w.gain * 0x1p120f : w.gain;
   for (int64_t c = 0; c < s.padded / 32; c++) {
@@ -472,7 +507,7 @@ void spread_tile(const Weight& w, const Shape& s, int64_t t, uint16_t* to) {
         const __m512i wide = _mm512_cvtepu8_epi32(sixteen);
         __m512 level;
         if (w.kind == FLOAT8) {
-          level = single<true>(wide, 0);
+          level = single(wide, 0);
         } else if constexpr (BITS <= 4) {
           level = _mm512_permutexvar_ps(wide, _mm512_loadu_ps(table));
         } else if constexpr (BITS == 5) {

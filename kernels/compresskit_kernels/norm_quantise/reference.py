@@ -23,7 +23,7 @@ def supports(x: torch.Tensor) -> bool:
 def norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float, shift: float) -> Rounded:
     """As `norm_quantise`."""
     note(ROUTINE)
-    rows = x.reshape(-1, x.shape[-1]).float()
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
     # The mean of no numbers would be NaN; there is nothing to norm.
     mean = rows.square().sum(dim=1, keepdim=True) / max(1, rows.shape[1])
     return round_rows(rows * torch.rsqrt(mean + eps) * (weight.float() + shift))

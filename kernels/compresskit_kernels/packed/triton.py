@@ -119,12 +119,13 @@ def one_row(
                 if BESIDE == ZEROS:
                     zero = tl.load(beside + at).to(tl.float32) - MIDDLE
                     part = tl.fma(zero, -total[:, None], part)
-                acc = tl.fma(part, tl.load(scales + at).to(tl.float32) * FACTOR, acc)
+                scale = tl.load(scales + at).to(tl.float32) * (FACTOR * gain)
+                acc = tl.fma(part, scale, acc)
                 if BESIDE == OFFSETS:
                     acc = tl.fma(tl.load(beside + at).to(tl.float32), total[:, None], acc)
-    out = tl.sum(acc, 0) * gain
+    out = tl.sum(acc, 0)
     if GROUP == 0:
-        out *= tl.load(scales + inside).to(tl.float32) * FACTOR
+        out *= tl.load(scales + inside).to(tl.float32) * (FACTOR * gain)
     n = column + tl.arange(0, WIDTH)
     tl.store(y + n, out.to(y.dtype.element_ty), n < N)
 
@@ -150,7 +151,7 @@ def weights(
             level -= tl.load(beside + at).to(tl.float32) - MIDDLE
         level *= tl.load(scales + at).to(tl.float32) * (FACTOR * gain)
         if BESIDE == OFFSETS:
-            level += tl.load(beside + at).to(tl.float32) * gain
+            level += tl.load(beside + at).to(tl.float32)
     return tl.reshape(level, [SPAN, WIDTH])
 
 
@@ -190,14 +191,13 @@ def few_rows(
         here = (m < M)[:, None] if WHOLE else (m < M)[:, None] & (k < K)[None, :]
         some = tl.load(x + m[:, None] * K + k[None, :], here, 0.0)
         weight = weights(
-            packed, scales, beside, table, step, inside, GROUPS, 1.0,
+            packed, scales, beside, table, step, inside, GROUPS, gain,
             BITS, KIND, BESIDE, MIDDLE, FACTOR, GROUP, WIDTH,
         )  # fmt: skip
         acc = tl.dot(some, weight.to(x.dtype.element_ty), acc)
         packed = following
     if GROUP == 0:
-        acc *= (tl.load(scales + inside).to(tl.float32) * FACTOR)[None, :]
-    acc *= gain
+        acc *= (tl.load(scales + inside).to(tl.float32) * (FACTOR * gain))[None, :]
     n = column + tl.arange(0, WIDTH)
     place = (tl.program_id(1) * M + m[:, None]).to(tl.int64) * N + n[None, :]
     tl.store(out + place, acc.to(out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])

@@ -1,0 +1,302 @@
+"""Load a compressed-tensors checkpoint into our packed layers: what is stored is what runs.
+
+transformers would unpack it into dense weights at the first forward pass; here the codes stay
+packed and go through the products of `compresskit_kernels`, as if the method had just been applied.
+
+    config.json  --layer_forms-->  a form for every layer that holds scales, or a reason why not
+    safetensors  --------------->  dense tensors, and a stand-in without storage for packed weights
+    transformers builds the model, the stand-ins are replaced by packed layers
+
+Where the checkpoint holds something that no product of ours takes (static activations, fp4 codes,
+fused experts) the caller falls back on transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from compresskit_kernels import (
+    fp8_dynamic_matmul,
+    fp8_matmul,
+    grouped_dynamic_matmul,
+    grouped_matmul,
+    int8_dynamic_matmul,
+    int8_matmul,
+)
+from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels.grouped_matmul import GroupedWeight
+from compresskit_kernels.int8_matmul import Int8Weight
+
+from compresskit.errors import ModelError
+from compresskit.hf import modules
+from compresskit.hf.checkpoint.form import Form, Format, Rounding, weight_of
+from compresskit.hf.packed import PackedLinear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from pydantic import JsonValue
+
+    from compresskit.hf.checkpoint.form import Stored
+
+SCALE = ".weight_scale"
+ROLES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight")
+"""Tensors of a packed layer that `weight_of` knows; any other role sends the checkpoint elsewhere."""
+
+
+class Packed(NamedTuple):
+    """A model on packed layers."""
+
+    model: Any
+    kernels: dict[str, str]
+    """Operation -> implementation that was chosen for it."""
+    forms: dict[str, Form]
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What a record says about it."""
+        counts: dict[str, int] = {}
+        for form in self.forms.values():
+            counts[form.name()] = counts.get(form.name(), 0) + 1
+        layers = ", ".join(f"{count} layers {name}" for name, count in counts.items())
+        return {
+            "checkpoint": f"compressed-tensors: {layers}",
+            "effective_bits_per_parameter": 8
+            * modules.weight_bytes(self.model)
+            / modules.parameter_count(self.model),
+            "left_dense": dict(modules.left_dense(self.model)),
+        }
+
+    def simulated(self) -> tuple[str, ...]:
+        """A name if 8-bit floats are multiplied on wider units here, which has no speed to show."""
+        ran = self.kernels.get(fp8_dynamic_matmul.OP.name, fp8_dynamic_matmul.REAL)
+        return () if ran == fp8_dynamic_matmul.REAL else ("fp8 checkpoint",)
+
+
+class Unread(Exception):  # noqa: N818 - no error: the caller has another way
+    """Why a checkpoint cannot be kept packed."""
+
+
+def load(path: Path, quantization: Mapping[str, Any], dtype: torch.dtype, device: str) -> Packed:
+    """Load the checkpoint in the folder `path`, whose config has the entry `quantization`.
+
+    Scales that bfloat16 cannot hold are rounded to it by some products.
+
+    Raises:
+        Unread: it holds something that no product of ours takes.
+        ModelError: a file is damaged.
+    """
+    tensors = _tensors(path)
+    packed = sorted(name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE))
+    forms = layer_forms(quantization, packed)
+    held = {
+        name: {role: tensors.pop(f"{name}.{role}") for role in ROLES if f"{name}.{role}" in tensors}
+        for name in packed
+    }
+    beside = [name for name in tensors if re.search(r"\.(weight|input|output)_[a-z_]+$", name)]
+    if beside:
+        raise Unread(f"it also holds {beside[0]}")
+    stored: dict[str, Stored] = {}
+    for name, form in forms.items():
+        try:
+            stored[name] = _plain(form, weight_of(form, held.pop(name)))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{path}: the tensors of {name} do not fit ({error}).") from None
+        rows, width = stored[name].shape
+        tensors[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(rows, width)
+    model = _build(path, tensors, dtype)
+    kernels = _replace(model, forms, stored, dtype, device)
+    return Packed(model if device == "cpu" else model.to(device), kernels, forms)
+
+
+def layer_forms(quantization: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Form]:
+    """The form of each of `layers`, by the config groups of `quantization`.
+
+    Raises:
+        Unread: a group is of a kind that we do not know, or none targets a layer.
+    """
+    for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
+        if quantization.get(key):
+            raise Unread(f"it has a {key}")
+    groups = list((quantization.get("config_groups") or {}).values())
+    if not all(isinstance(group, dict) for group in groups):
+        raise Unread("a config group is the name of a preset")
+    found = {}
+    for layer in layers:
+        group = next((g for exact in (True, False) for g in groups if _targets(g, layer, exact)), None)
+        if group is None:
+            raise Unread(f"no config group targets {layer}")
+        found[layer] = _form(group, str(group.get("format") or quantization.get("format")))
+    return found
+
+
+def unpack(model: Any) -> None:
+    """Unpack a model that transformers loaded in the compressed layout.
+
+    It would do so in the first forward pass; done now, the bytes are those that will be held.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if hasattr(model, "ct_decompress_hook") and quantizer is not None:
+        with redirect_stderr(StringIO()):  # its progress bars
+            quantizer.compressor.decompress_model(model)
+
+
+def _targets(group: Mapping[str, Any], layer: str, exact: bool) -> bool:
+    """Whether a group names the layer, by name or pattern (`exact`), or by its class."""
+    for target in group.get("targets") or ():
+        if not exact:
+            if target == "Linear":
+                return True
+        elif target == layer or (target.startswith("re:") and re.match(target[3:], layer)):
+            return True
+    return False
+
+
+_FORMATS: Mapping[str, Format] = {
+    "pack-quantized": "pack-quantized",
+    "int-quantized": "int-quantized",
+    "float-quantized": "float-quantized",
+}
+
+
+def _form(group: Mapping[str, Any], format_name: str) -> Form:
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if not isinstance(weights, dict) or group.get("output_activations"):
+        raise Unread("a config group rounds something other than weights and inputs")
+    kind = "float-quantized" if weights.get("type") == "float" else "int-quantized"
+    named = kind if format_name == "naive-quantized" else format_name
+    if named not in _FORMATS:
+        raise Unread(f"its format is {format_name}")
+    form = Form(_FORMATS[named], _rounding(weights), inputs and _rounding(inputs))
+    _operation(form)
+    return form
+
+
+def _rounding(document: Mapping[str, Any]) -> Rounding:
+    strategy, kind = document.get("strategy"), document.get("type", "int")
+    if strategy == "tensor" and not document.get("dynamic"):
+        strategy = "channel"  # one scale for all rows is one a row, repeated
+    known: tuple[Literal["group", "channel", "token"], ...] = ("group", "channel", "token")
+    if strategy not in known or kind not in ("int", "float"):
+        raise Unread(f"it rounds {kind} numbers by {strategy}")
+    if document.get("actorder") in ("group", "dynamic") or document.get("block_structure"):
+        raise Unread("its columns are reordered or in blocks")
+    return Rounding(
+        bits=int(document.get("num_bits", 8)),
+        kind=kind,
+        strategy=strategy,
+        group=document.get("group_size") if strategy == "group" else None,
+        symmetric=bool(document.get("symmetric", True)),
+        dynamic=bool(document.get("dynamic", False)),
+    )
+
+
+def _operation(form: Form) -> Op[Any]:
+    """What multiplies by a weight of this form."""
+    weights, inputs = form.weights, form.activations
+    by_row = weights.strategy == "channel" and weights.symmetric and weights.bits == 8
+    per_token = inputs is not None and inputs.dynamic and inputs.symmetric and inputs.bits == 8
+    if inputs is not None and not (per_token and inputs.kind == weights.kind):
+        raise Unread("its activations are not rounded to 8 bits per token or group as they come")
+    if form.format == "float-quantized" and by_row:
+        if inputs is None:
+            return fp8_matmul.OP
+        if inputs.strategy == "token":
+            return fp8_dynamic_matmul.OP
+    elif form.format == "int-quantized" and by_row:
+        if inputs is None:
+            return int8_matmul.OP
+        if inputs.strategy == "token":
+            return int8_dynamic_matmul.OP
+    elif form.format == "pack-quantized" and weights.kind == "int" and 2 <= weights.bits <= 8:
+        if inputs is None:
+            return int8_matmul.OP if by_row else grouped_matmul.OP
+        together = inputs.group == weights.group and weights.strategy == (
+            "channel" if inputs.strategy == "token" else "group"
+        )
+        if together:
+            return grouped_dynamic_matmul.OP
+    raise Unread(f"nothing here multiplies by {form.name()} as {form.format}")
+
+
+def _plain(form: Form, weight: Stored) -> Stored:
+    """Eight packed bits with one scale a row are plain int8."""
+    if _operation(form) is int8_matmul.OP and isinstance(weight, GroupedWeight):
+        codes = (weight.codes().to(torch.int16) - 128).to(torch.int8)
+        return Int8Weight(codes, weight.scales.reshape(-1))
+    return weight
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(path.glob("*.safetensors"))
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: the weights cannot be read ({error}).") from None
+
+
+def _build(path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    """Let transformers build the model of the folder `path` around `tensors`."""
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unread("its architecture is not one of transformers' own")
+    del config.quantization_config
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, attn_implementation="sdpa"
+    )
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model
+
+
+def _replace(
+    model: Any,
+    forms: Mapping[str, Form],
+    stored: dict[str, Stored],
+    dtype: torch.dtype,
+    device: str,
+) -> dict[str, str]:
+    """Put packed layers in place of the stand-ins; return operation -> implementations."""
+    sites = {site.name: site for site in modules.linears(model)}
+    strange = sorted(stored.keys() - sites.keys())
+    if strange:
+        raise Unread(f"{strange[0]} is no linear layer of the model")
+    chosen: dict[str, set[str]] = {}
+    for name in list(stored):
+        weight, site = _to(stored.pop(name), device), sites[name]
+        op = _operation(forms[name])
+        rows, width = weight.shape
+        way = choose(op, torch.empty(1, width, dtype=dtype, device=device), weight)
+        chosen.setdefault(op.name, set()).add(way.detail)
+        bias = site.bias()
+        layer = PackedLinear(
+            way.prepare(weight), None if bias is None else bias.to(device), (rows, width)
+        )
+        site.replace(layer)
+    return {op: "; ".join(sorted(ways)) for op, ways in chosen.items()}
+
+
+def _to(weight: Stored, device: str) -> Stored:
+    """The same weight on `device`."""
+    if device == "cpu":
+        return weight
+    if isinstance(weight, GroupedWeight):
+        return GroupedWeight(
+            packed=weight.packed.to(device),
+            scales=weight.scales.to(device),
+            width=weight.width,
+            group=weight.group,
+            bits=weight.bits,
+            zeros=None if weight.zeros is None else weight.zeros.to(device),
+        )
+    return type(weight)(weight.codes.to(device), weight.scales.to(device))

@@ -1,0 +1,63 @@
+"""The native products as torch operators, for code that is traced (torch.compile).
+
+A tracer cannot look into a call through ctypes, so the compiled graph calls an operator instead. It
+names the weight by a number; the weight lives as long as the object that registered it. Outside of
+traced code the direct call is kept: an operator in Python costs several microseconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from compresskit_kernels.native.product import NativeProduct
+
+_numbers = itertools.count()
+_products: weakref.WeakValueDictionary[int, NativeProduct] = weakref.WeakValueDictionary()
+
+_library = torch.library.Library("compresskit", "DEF")
+_library.define("product(Tensor x, int number, int height) -> Tensor")
+_library.define("rows(Tensor index, int number, int width) -> Tensor")
+
+
+def register(product: NativeProduct) -> int:
+    """Give `product` a number for traced code."""
+    number = next(_numbers)
+    _products[number] = product
+    return number
+
+
+@torch.library.impl(_library, "product", "CPU")
+def _product(x: torch.Tensor, number: int, height: int) -> torch.Tensor:
+    return _products[number].multiply(x)
+
+
+@torch.library.impl(_library, "rows", "CPU")
+def _rows(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
+    return _products[number].look_up(index)
+
+
+@torch.library.register_fake("compresskit::product")
+def _product_shape(x: torch.Tensor, number: int, height: int) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], height))
+
+
+@torch.library.register_fake("compresskit::rows")
+def _rows_shape(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
+    return index.new_empty((*index.shape, width), dtype=torch.float32)
+
+
+def product(x: torch.Tensor, number: int, height: int) -> torch.Tensor:
+    """Return x `[..., K]` times product `number`, `[..., height]`."""
+    answer: torch.Tensor = torch.ops.compresskit.product(x, number, height)
+    return answer
+
+
+def rows(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
+    """Rows `index` of product `number`, `[..., width]`."""
+    answer: torch.Tensor = torch.ops.compresskit.rows(index, number, width)
+    return answer
