@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from compresskit.errors import Conflict
 from compresskit.method import EXCLUSIVE, Stage
+from compresskit.traits import Trait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compresskit.method import Context, Placed
     from compresskit.system import System
-    from compresskit.traits import Trait
 
 _RANK = {stage: rank for rank, stage in enumerate(Stage)}
 
@@ -90,6 +90,11 @@ def _conflict(
     for trait in sorted(requires - traits):
         if trait in culprit:
             return f"{name} needs {trait.value!r}, which {culprit[trait]} does not leave."
+        if trait is Trait.FLOAT_WEIGHTS:
+            return (
+                f"{name} needs {trait.value!r}: the model is already quantised. Start from its "
+                "unquantised weights."
+            )
         return f"{name} needs {trait.value!r}, which the model, engine or device does not have."
     for trait in sorted(excludes & traits):
         return f"{name} cannot work with {trait.value!r}."

@@ -88,6 +88,7 @@ def examine(wish: str = "auto", out: Path = Path("results")) -> dict[str, Any]:
         },
         "memory": {name: reading.model_dump(mode="json") for name, reading in meter.read().items()},
         "energy": _energy(counter),
+        "native_kernels": _native(found),
         "kernels": _kernels(found),
         "modes": _modes(found),
         "extras": _extras(),
@@ -120,12 +121,24 @@ def _kernels(device: Device) -> list[dict[str, Any]]:
             "op": row.op,
             "implementation": row.implementation,
             "detail": row.detail,
+            "rows": row.rows,
             "against_dense": round(row.speedup, 2),
+            "against_best_dense": round(row.best_speedup, 2),
             "microseconds": round(row.microseconds, 1),
-            "shape": f"1x{probe.WIDTH} by {probe.ROWS}x{probe.WIDTH}, {str(dtype).removeprefix('torch.')}",
+            "shape": f"{row.rows}x{probe.WIDTH} by {probe.HEIGHT}x{probe.WIDTH}, "
+            f"{str(dtype).removeprefix('torch.')}",
         }
         for row in probe.examine(device.kind, dtype)
     ]
+
+
+def _native(device: Device) -> str:
+    """Whether our own CPU products are built here, or why not."""
+    from compresskit_kernels.native import build
+
+    if device.kind != "cpu":
+        return "not needed on CUDA"
+    return "built for this CPU" if build.available() else f"unavailable: {build.reason()}"
 
 
 def _modes(device: Device) -> dict[str, str]:
@@ -148,7 +161,12 @@ def _modes(device: Device) -> dict[str, str]:
 def _extras() -> dict[str, str]:
     from importlib.util import find_spec
 
-    modules = {"llamacpp": "xllamacpp", "lm-eval": "lm_eval"}
+    modules = {
+        "llamacpp": "xllamacpp",
+        "lm-eval": "lm_eval",
+        "triton": "triton",
+        "torchao": "torchao",
+    }
     return {
         extra: "installed"
         if find_spec(module)
@@ -180,6 +198,23 @@ def _limits(stored: dict[str, Any]) -> list[str]:
     return words
 
 
+def _products(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a product: how it compares with dense at each number of rows."""
+    lines = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        mine = [row for row in rows if row["op"] == op]
+        ratios = ", ".join(
+            f"M={row['rows']} {row['against_dense']}x ({row['against_best_dense']}x)"
+            for row in mine
+        )
+        slow = [str(row["rows"]) for row in mine if row["against_dense"] < 1]
+        note = f"; slower than dense at M={', '.join(slow)}" if slow else ""
+        lines.append(
+            f"{op}: {mine[0]['implementation']}, against dense (best dense): {ratios}{note}"
+        )
+    return lines
+
+
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
 
@@ -201,11 +236,9 @@ def _show(report: dict[str, Any]) -> None:
         line("limit", words)
     for name, state in report["modes"].items():
         line("mode", f"{name}: {state}")
-    for row in report["kernels"]:
-        line(
-            "kernel",
-            f"{row['op']}: {row['implementation']}, {row['against_dense']}x dense ({row['shape']}); {row['detail']}",
-        )
+    line("native", report["native_kernels"])
+    for words in _products(report["kernels"]):
+        line("kernel", words)
     for name, state in report["extras"].items():
         line("extra", f"{name}: {state}")
     for model in report["models"]:

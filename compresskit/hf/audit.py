@@ -42,8 +42,8 @@ class Piece(NamedTuple):
     storage: str
     """Its type, or for a packed one the bits a weight of each role."""
     implementation: str
-    parameters: int | None
-    """Weights that it stands for; None: it does not say."""
+    parameters: int
+    """Weights that it stands for."""
     nbytes: int
     note: str = ""
 
@@ -62,15 +62,15 @@ def rows(model: Any, *, tied: bool | None = None) -> list[JsonValue]:
     ways: dict[str, int] = {}
     for pattern, *_ in merged:
         ways[pattern] = ways.get(pattern, 0) + 1
-    lines = [_line(key[0], found, ways[key[0]] > 1) for key, found in merged.items()]
-    return sorted(lines, key=lambda line: (-line["bytes"], line["modules"]))  # type: ignore[arg-type,return-value]
+    lines: list[Any] = [_line(key[0], one, ways[key[0]] > 1) for key, one in merged.items()]
+    # A stable sort: equally large lines stay in the order of the model.
+    lines.sort(key=lambda line: -line["bytes"])
+    return lines
 
 
 def _line(pattern: str, pieces: list[Piece], divided: bool) -> dict[str, Any]:
     first = pieces[0]
-    counts = [piece.parameters for piece in pieces]
-    known = [count for count in counts if count is not None]
-    parameters = sum(known) if len(known) == len(counts) else None
+    parameters = sum(piece.parameters for piece in pieces)
     nbytes = sum(piece.nbytes for piece in pieces)
     line: dict[str, Any] = {
         "modules": pattern,
@@ -93,11 +93,12 @@ def _pieces(model: Any, tied: bool) -> Iterator[Piece]:
     inside: set[int] = set()
     top, table = modules.head(model), model.get_input_embeddings()
     apart = tied and top is not None and not modules.is_tied(model) and not _shares(table)
-    for name, module in model.named_modules():
+    for name, found in model.named_modules():
+        module: Any = found
         if id(module) in inside:
             continue
         if isinstance(module, HoldsBytes):
-            inside |= {id(inner) for inner in module.modules()}
+            inside |= {id(inner) for inner in found.modules()}
             kind = _packed_kind(name, module, top)
             note = "copy of the embedding" if apart and module is top else ""
             places = {_place(tensor) for tensor in getattr(module, "held_tensors", list)()}
@@ -141,28 +142,11 @@ def _packed(name: str, module: Any, kind: str, note: str, *, again: bool) -> Pie
     held: dict[str, int] = module.held_bytes()
     if again or not held:
         return Piece(name, kind, "shared", _implementation(module), 0, 0, note)
-    count, size = stands_for(module), sum(held.values())
+    count, size = modules.stands_for(module), sum(held.values())
     storage = " + ".join(
         f"{role} {8 * nbytes / count:.2f}" if count else role for role, nbytes in held.items()
     )
     return Piece(name, kind, storage, _implementation(module), count, size, note)
-
-
-def stands_for(module: Any) -> int | None:
-    """Model parameters that a packed module stands for; None where it cannot be told.
-
-    A module that knows better has a method `held_parameters`.
-    """
-    if hasattr(module, "held_parameters"):
-        return int(module.held_parameters())
-    if getattr(module, "shared", False):
-        return 0
-    for high, wide in (("out_features", "in_features"), ("num_embeddings", "embedding_dim")):
-        if hasattr(module, high) and hasattr(module, wide):
-            bias = getattr(module, "bias", None)
-            extra = bias.numel() if isinstance(bias, torch.Tensor) else 0
-            return int(getattr(module, high)) * int(getattr(module, wide)) + extra
-    return None
 
 
 def _packed_kind(name: str, module: Any, top: nn.Module | None) -> str:
@@ -211,19 +195,16 @@ def _blocks(pieces: list[Piece]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def warnings(lines: list[Any], parameters: int) -> list[str]:
+def warnings(lines: list[Any], loaded: int) -> list[str]:
     """What a reader of the numbers has to be told.
 
-    parameters: those of the model as it was loaded.
+    loaded: parameters of the model as it was loaded.
     """
     said = []
-    unknown = [line["modules"] for line in lines if line["parameters"] is None]
-    found = sum(line["parameters"] or 0 for line in lines if "note" not in line)
-    if unknown:
-        said.append(f"audit: {', '.join(unknown)} do not say how many parameters they stand for")
-    elif found != parameters:
+    found = sum(line["parameters"] for line in lines if "note" not in line)
+    if found != loaded:
         said.append(
-            f"audit: the modules account for {found} of the {parameters} parameters that were loaded"
+            f"audit: the modules account for {found} of the {loaded} parameters that were loaded"
         )
     total = sum(line["bytes"] for line in lines)
     narrow = any(line["implementation"] != DENSE and (line["bits"] or 16) < 12 for line in lines)

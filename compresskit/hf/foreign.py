@@ -28,7 +28,7 @@ ROLES = {
 
 def account(model: nn.Module) -> int:
     """Make every foreign quantised layer of `model` answer for its bytes; return how many there are."""
-    layers = [module for module in model.modules() if _is_foreign(module)]
+    layers: list[Any] = [module for module in model.modules() if _is_foreign(module)]
     for layer in layers:
         layer.held_tensors = lambda layer=layer: [tensor for _, tensor in _tensors(layer)]
         layer.held_bytes = lambda layer=layer: _bytes(layer)

@@ -1,9 +1,9 @@
 """Load a model directory: config, weights in the wanted type, tokenizer.
 
-    no quantization_config       transformers loads dense weights
-    compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
-                                 unpacked by transformers, and a fact says so
-    bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
+no quantization_config       transformers loads dense weights
+compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
+                             unpacked by transformers, and a fact says so
+bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
 """
 
 from __future__ import annotations

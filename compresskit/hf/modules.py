@@ -163,10 +163,10 @@ def parameter_count(model: nn.Module) -> int:
     packed = _packed(model)
     inside = {id(p) for module in packed for p in module.parameters()}
     dense = sum(p.numel() for p in model.parameters() if id(p) not in inside)
-    return dense + sum(_stands_for(module) for module in packed)
+    return dense + sum(stands_for(module) for module in packed)
 
 
-def _stands_for(module: Any) -> int:
+def stands_for(module: Any) -> int:
     """Parameters of the dense layer that a packed one replaces."""
     if hasattr(module, "embedding_dim"):
         return 0 if module.shared else int(module.num_embeddings * module.embedding_dim)

@@ -57,9 +57,7 @@ def _noted(row: Row, notes: dict[str, None]) -> Row:
         return row
     reason = clean(cell.reason)
     notes.setdefault(reason)
-    return replace(
-        row, cells={**row.cells, KEY: replace(cell, note=list(notes).index(reason) + 1)}
-    )
+    return replace(row, cells={**row.cells, KEY: replace(cell, note=list(notes).index(reason) + 1)})
 
 
 def _closeness(row: Row) -> tuple[int, float]:
@@ -73,11 +71,11 @@ def _closeness(row: Row) -> tuple[int, float]:
 def _name(floor: int, bits: list[float]) -> str:
     """The band in words, with where its rows reach.
 
-    >>> _name(4, [4.25, 4.831]), _name(16, [16.0])
+    >>> _name(4, [4.25, 4.831]), _name(16, [16.0, 16.002])
     ('4.x bits (4.25 to 4.83)', '16 bits')
     """
-    low, high = min(bits), max(bits)
-    if low == high == floor:
+    low, high = f"{min(bits):.2f}", f"{max(bits):.2f}"
+    if low == high == f"{floor}.00":
         return f"{floor} bits"
-    reach = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    reach = low if low == high else f"{low} to {high}"
     return f"{floor}.x bits ({reach})"

@@ -91,7 +91,9 @@ def compile_for(
     from triton.compiler import ASTSource, compile as triton_compile
 
     if type(fn).__name__ != "JITFunction":
-        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1; compile in another process")
+        raise RuntimeError(
+            "Triton was imported with TRITON_INTERPRET=1; compile in another process"
+        )
     types = {name: kind.partition(":")[0] for name, kind in signature.items()}
     aligned = {
         (fn.arg_names.index(name),): [["tt.divisibility", 16]]

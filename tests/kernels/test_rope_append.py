@@ -152,7 +152,7 @@ def test_tokens_beyond_the_capacity_are_refused(starts, message):
 def test_shapes_that_do_not_fit_are_refused():
     q, k, v, keys, values, starts = make(cases.SHAPES[1])
     cos, sin = tables(angles(3, 64))
-    with pytest.raises(ValueError, match="should be .B, H, T, D."):
+    with pytest.raises(ValueError, match=r"should be \[B, H, T, D\]"):
         rope_append(q[:, :, :2], k, v, cos, sin, keys, values, starts)
     with pytest.raises(ValueError, match="does not take keys"):
         rope_append(q, k, v, cos, sin, empty("int8", (2, 3, 20, 64)), values, starts)

@@ -137,8 +137,9 @@ def test_the_outermost_list_is_that_of_the_blocks():
 def test_nothing_is_left_on_the_model():
     model = Toy()
     through(model, model.top)
-    with pytest.raises(RuntimeError, match="stop"), blocks._standing_in(
-        blocks.find(model), [lambda x: x] * 3
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        blocks._standing_in(blocks.find(model), [lambda x: x] * 3),
     ):
         raise RuntimeError("stop")
     for module in model.modules():

@@ -45,7 +45,11 @@ def system(model, **facts):
 
 def context(progress=lambda label, done, total: None):
     return Context(
-        load=None, calibration=lambda text, count: WORDS[:count], seed=0, dtype="", progress=progress
+        load=None,
+        calibration=lambda text, count: WORDS[:count],
+        seed=0,
+        dtype="",
+        progress=progress,
     )
 
 
@@ -61,14 +65,18 @@ def logits(model):
 @pytest.mark.parametrize("method", CALIBRATED, ids=repr)
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_every_architecture_is_quantised_and_stays_itself(architecture, method):
-    """At 8 bits what is left of the error is small; a wrong fold or permutation would not be."""
+    """At 8 bits what is left of the error is small; a wrong fold or permutation would not be.
+
+    The median over tokens, since a router may send a few of them to other experts.
+    """
     model = tiny.random_model(architecture, dtype=torch.bfloat16)
     precise = method if isinstance(method, SmoothQuant) else method.model_copy(update={"bits": 8})
     want = logits(model)
     done = apply(precise, model)
     got = logits(done.model)
     assert not modules.linears(done.model)
-    assert float((got - want).norm() / want.norm()) < 0.15
+    off = (got - want).norm(dim=2) / want.norm(dim=2)
+    assert 0 < float(off.median()) < 0.1
     json.dumps(dict(done.facts), allow_nan=False)
 
 
@@ -115,8 +123,9 @@ def test_the_evaluation_text_is_refused(as_file):
 def test_a_short_text_is_a_clear_error(open_stack, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Too few words to learn from.\n")
-    with pytest.raises(InputError, match=r"short\.txt' has \d+ tokens; \d+ are wanted"), open_stack(
-        f"quant/awq:text={short}"
+    with (
+        pytest.raises(InputError, match=r"short\.txt' has \d+ tokens; \d+ are wanted"),
+        open_stack(f"quant/awq:text={short}"),
     ):
         pass
 

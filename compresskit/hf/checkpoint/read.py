@@ -77,8 +77,8 @@ class Packed(NamedTuple):
         return () if ran == fp8_dynamic_matmul.REAL else ("fp8 checkpoint",)
 
 
-class Unread(Exception):  # noqa: N818 - no error: the caller has another way
-    """Why a checkpoint cannot be kept packed."""
+class Unread(Exception):
+    """Why a checkpoint cannot be kept packed; the caller has another way."""
 
 
 def load(path: Path, quantization: Mapping[str, Any], dtype: torch.dtype, device: str) -> Packed:
@@ -127,7 +127,9 @@ def layer_forms(quantization: Mapping[str, Any], layers: Iterable[str]) -> dict[
         raise Unread("a config group is the name of a preset")
     found = {}
     for layer in layers:
-        group = next((g for exact in (True, False) for g in groups if _targets(g, layer, exact)), None)
+        group = next(
+            (g for exact in (True, False) for g in groups if _targets(g, layer, exact)), None
+        )
         if group is None:
             raise Unread(f"no config group targets {layer}")
         found[layer] = _form(group, str(group.get("format") or quantization.get("format")))
@@ -283,6 +285,10 @@ def _replace(
             way.prepare(weight), None if bias is None else bias.to(device), (rows, width)
         )
         site.replace(layer)
+    if device == "cpu":
+        # Most of the mapped file serves nobody any more.
+        modules.leave_checkpoint(model)
+        modules.release_freed()
     return {op: "; ".join(sorted(ways)) for op, ways in chosen.items()}
 
 

@@ -115,8 +115,9 @@ def _is_linear(module: Any) -> bool:
 
 
 def _dense_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters, shared ones once, and the buffers that checkpoints keep, under the names that the
-    base model's own checkpoint uses.
+    """Parameters, shared ones once, and the buffers that checkpoints keep.
+
+    Under the names of the base model's own checkpoint.
     """
     from transformers.core_model_loading import revert_weight_conversion
 

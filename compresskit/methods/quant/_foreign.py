@@ -72,6 +72,11 @@ class ForeignLinear(nn.Module):
         """The library's layer."""
         return self.hidden[0]
 
+    @property
+    def product(self) -> object:
+        """What an audit names: the library's kind of weight, or of layer where that has none."""
+        return getattr(self.layer, "weight", self.layer)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the library computes for x `[..., K]`."""
         note(self.routine)

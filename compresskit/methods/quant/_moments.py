@@ -137,12 +137,14 @@ class Collector:
             for name in names:
                 sets[name].append(names)
         found: list[Shared] = []
+        together: set[str] = set()
         for names in self.moments:
             if all(sets[name] == [names] for name in names):
                 sites = [site for name, site in self.sites.items() if name in names]
                 found.append(Shared(sites, self.moments[names], self.producers.get(names, [])))
+                together |= names
         for name, several in sets.items():
-            if len(several) > 1:
+            if several and name not in together:
                 found.append(Shared([self.sites[name]], _sum(self.moments, several), []))
         for one in found:
             if not bool(torch.isfinite(one.moments.absolute).all()):
@@ -154,7 +156,9 @@ class Collector:
 
     def _reader(self, name: str) -> Callable[..., None]:
         def seen(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            self._inputs.setdefault(_place(args[0]), (args[0], set()))[1].add(name)
+            # No tokens (an expert nobody was sent to) have no address of their own.
+            if args[0].numel():
+                self._inputs.setdefault(_place(args[0]), (args[0], set()))[1].add(name)
 
         return seen
 

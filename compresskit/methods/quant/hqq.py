@@ -97,7 +97,7 @@ class HQQ(AbstractQuant):
     Cost: `iterations` float passes over the weights at load, no calibration.
     """
 
-    example: ClassVar[Mapping[str, JsonValue]] = {"group": 32}
+    example: ClassVar[Mapping[str, JsonValue]] = {"bits": 3, "group": 32}
 
     bits: Bits = 4
     """Bits a code."""

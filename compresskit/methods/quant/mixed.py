@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from pydantic import AfterValidator, Field, JsonValue
@@ -19,6 +19,7 @@ from compresskit.methods.quant._parts import Granularity
 
 if TYPE_CHECKING:
     from compresskit.method import Context
+    from compresskit.methods.quant._linear import Scheme
     from compresskit.methods.quant._sensitivity import Table
     from compresskit.system import System
 
@@ -110,7 +111,7 @@ class Mixed(AbstractQuant):
             kept = _divergence.batches(system, found.rows)[0]
             dense = _divergence.logits_of(system.model, kept)
         head = next(iter(found.widths.values()))
-        schemes = {
+        schemes: dict[int, Scheme[Any]] = {
             bits: scheme(
                 bits=bits,
                 activations=self.activations,
@@ -158,7 +159,9 @@ class Mixed(AbstractQuant):
         total = sum(weight.parameter().numel() for weight in weights)
         _budget.enough(self.budget, least / total)
         rows = self.calibration(system, ctx)
-        exact = _divergence.in_float32(system.model) if self.precision == "float32" else nullcontext()
+        exact = (
+            _divergence.in_float32(system.model) if self.precision == "float32" else nullcontext()
+        )
         with exact:
             table = _sensitivity.measure(
                 system,

@@ -136,7 +136,7 @@ def build(cls: Any, options: Mapping[str, JsonValue]) -> Any:
     try:
         given = {key: _value(fields[key], value) for key, value in options.items()}
         return cls(**{**quiet, **given})
-    except (AssertionError, LookupError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise SpecError(f"quant/torchao: {cls.__name__}: {_line(error)}") from None
 
 

@@ -34,7 +34,7 @@ def check(path: Path) -> None:
 
 
 def figure_class() -> Any:
-    """matplotlib's `Figure`, which needs no display and no global state.
+    """The `Figure` of matplotlib, which needs no display and no global state.
 
     Raises:
         UsageError: matplotlib is missing.
@@ -52,6 +52,9 @@ def figure_class() -> Any:
 def new(*, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     """A figure of `width` by `height` inches with `rows` panels on top of each other."""
     figure = figure_class()(figsize=(width, height), layout="constrained")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)  # measures text without a display
     return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 

@@ -53,7 +53,7 @@ def annotate(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[s
             name, point, textcoords="offset points", xytext=(0, 0), fontsize=7.5, va="center"
         )
         size = text.get_window_extent(renderer)
-        width, height = size.width / pixel, size.height / pixel
+        width, height = 1.06 * size.width / pixel, size.height / pixel  # hinting differs by size
         places = [(d, a) for d in _DISTANCES for a in _DIRECTIONS]
         best = min(
             places,
@@ -70,9 +70,7 @@ def annotate(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[s
             axes.plot(ends[:, 0], ends[:, 1], color="#999999", linewidth=0.5, zorder=1)
 
 
-def _badness(
-    box: Box, distance: float, taken: Iterable[Box], frame: Box
-) -> tuple[float, float]:
+def _badness(box: Box, distance: float, taken: Iterable[Box], frame: Box) -> tuple[float, float]:
     """Area covered that should not be, then the distance from the point."""
     return sum(box.overlap(other) for other in taken) + box.outside(frame), distance
 

@@ -2,7 +2,7 @@
 
 One panel per group of comparable rows, one marker per row. The line is the Pareto front: no other
 row has both fewer bits and a smaller KL. Dense rows are the reference; their KL is zero, which a
-logarithmic axis cannot show, so their bits are marked by a vertical line.
+logarithmic axis cannot show, so the legend names them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def draw(table: Table, path: Path) -> None:
     figure.draw_without_rendering()
     for axes, group in zip(panels, groups, strict=True):
         shown = points(group)
-        annotate(axes, [(p.bits, p.kl) for p in shown], [p.name for p in shown])
+        annotate(axes, [(p.bits, p.kl) for p in shown], _names(shown))
     canvas.write(figure, path)
 
 
@@ -98,8 +98,9 @@ def _panel(axes: Any, group: Group) -> None:
         zorder=0,
         label="Pareto front",
     )
-    for bits in sorted({bits for row in group.rows if (bits := _dense_bits(row)) is not None}):
-        axes.axvline(bits, color="#999999", linewidth=1, linestyle=":", label=f"dense, {bits:g} bits")
+    for bits in sorted({round(b, 2) for row in group.rows if (b := _dense_bits(row)) is not None}):
+        # Usually far to the right, where a line would squeeze everything else.
+        axes.plot([], [], " ", label=f"dense: {bits:g} bits, KL 0")
     axes.set_yscale("log")
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("effective bits per parameter (all weights held, embeddings and head included)")
@@ -110,6 +111,13 @@ def _panel(axes: Any, group: Group) -> None:
     if any(point.hollow for point in shown):
         axes.plot([], [], "o", color="#555555", markerfacecolor="none", label="simulated")
     axes.legend(fontsize=7.5, loc="best", framealpha=0.9)
+
+
+def _names(shown: Sequence[Point]) -> list[str]:
+    """Names without the family, where all share it."""
+    families = {point.name.partition("/")[0] for point in shown}
+    stem = f"{families.pop()}/" if len(families) == 1 else ""
+    return [point.name.removeprefix(stem) for point in shown]
 
 
 def _dense_bits(row: Row) -> float | None:

@@ -71,6 +71,6 @@ def attend(
         scale, TYPES[query.dtype],
     )  # fmt: skip
     library = build.load().library
-    assert library is not None  # noqa: S101 - `supports` asked
+    assert library is not None, "`supports` asked"
     library.compresskit_attention(ctypes.addressof(call))
     return out

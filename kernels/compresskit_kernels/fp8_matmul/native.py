@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from compresskit_kernels.fp8_matmul.weight import Fp8Weight
 
-FEW_ROWS = 32
-"""Most rows for the packed product; beyond, spreading the codes and multiplying densely wins."""
+FEW_ROWS = 128
+"""Most rows for the packed product; beyond, spreading the codes and multiplying densely wins.
+Measured on one thread of a Zen 5 core, 1536x576: 245 against 414 µs at 64 rows (dense: 257)."""
 
-FEW = Use("fp8_matmul", "native: e4m3 x float32")
+FEW = Use("fp8_matmul", "native: e4m3 x bf16")
 MANY = Use("fp8_matmul", "native: codes to bf16 + matmul")
 
 

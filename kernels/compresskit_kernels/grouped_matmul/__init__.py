@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 def _fits(weight: GroupedWeight) -> bool:
     return min(weight.shape) > 0 and fits_group(weight.group, weight.width, weight.bits)
 

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 96
 """Most rows for the packed product; beyond, spreading the codes and multiplying densely wins.
-Measured on one thread of a Zen 5 core, 4 bits, 1536x576: 331 against 406 µs at 64 rows, 648 against
-632 at 128 (dense: 257 and 473)."""
-FEW_BOOK_ROWS = 32
-"""The same for code books, whose product is a floating-point one: 235 against 312 µs at 32 rows,
-461 against 406 at 64."""
+Measured on one thread of a Zen 5 core, 4 bits, 1536x576: 321 against 409 µs at 64 rows, 648 against
+632 at 128 (dense: 257 and 473). With a code book: 310 against 400 at 64."""
 
 FEW = Use("grouped_matmul", "native: packed codes x int16")
 BOOK = Use("grouped_matmul", "native: code book x bf16")
@@ -32,12 +29,12 @@ def _supports(x: torch.Tensor, weight: GroupedWeight) -> bool:
 def _prepare(weight: GroupedWeight) -> product.NativeProduct:
     if weight.table is None:
         return product.grouped(weight, (FEW, MANY), FEW_ROWS)
-    return product.grouped(weight, (BOOK, MANY), FEW_BOOK_ROWS)
+    return product.grouped(weight, (BOOK, MANY), FEW_ROWS)
 
 
 IMPLEMENTATION: Implementation[GroupedWeight] = Implementation(
     name="native",
-    detail=f"{FEW.routine} (M <= {FEW_ROWS}), {BOOK.routine} (M <= {FEW_BOOK_ROWS}), {MANY.routine}",
+    detail=f"{FEW.routine} or {BOOK.routine} (M <= {FEW_ROWS}), {MANY.routine} (M > {FEW_ROWS})",
     needs=f"groups of a multiple of 32 inputs (16 with a code book), {product.NEEDS}",
     supports=_supports,
     prepare=_prepare,

@@ -5,7 +5,8 @@
 x `[..., K]` float32, bfloat16 or float16; codes int8 `[N, K]`; scales `[N]`; y `[..., N]` in the
 type of x. Any M, N, K, zero included.
 
-Error against float64: the reference accumulates in float32; the others round x and y to bfloat16
+Error against float64: the reference accumulates in float32; the others round x to 16 bits (bfloat16,
+or int16 with one step every 256 inputs at most), y to bfloat16
 (relative 2^-9 each) and accumulate in float32. A weight quantised to nearest is within
 scales[n] / 2 of the original.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from compresskit_kernels.kv_decode.cache import Kind
+if TYPE_CHECKING:
+    from compresskit_kernels.kv_decode.cache import Kind
 
 
 class Shape(NamedTuple):

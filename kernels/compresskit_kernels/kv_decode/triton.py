@@ -35,8 +35,8 @@ ROUTINE = Use("kv_decode", "triton: split over the context + merge")
 MOST_PARTS = 64
 SHORTEST_PART = 256
 """Slots below which another program costs more than it saves."""
-PER_PROCESSOR = 3
-"""Programs of 128 threads on a multiprocessor: each takes up to 168 of its 65536 registers."""
+WARPS_AT_ONCE = 12
+"""On a multiprocessor: a thread takes up to 168 of its 65536 registers."""
 MERGED = 64
 """Columns of a program that merges."""
 LOG2E = 1.4426950408889634
@@ -303,7 +303,9 @@ def attend(
     if q.stride(-1) != 1:
         q = q.contiguous()
     keys, values = _plain(keys), _plain(values)
-    parts = parts or _parts(batch * kv_heads, slots, q.device)
+    options = configuration(width, rows)
+    at_once = WARPS_AT_ONCE // options["num_warps"] * _processors(q.device)
+    parts = parts or max(1, min(at_once // (batch * kv_heads), slots // SHORTEST_PART, MOST_PARTS))
     out = torch.empty((batch, heads, queries, width), dtype=q.dtype, device=q.device)
     # One part needs no merging and writes the result; its log-sum-exp is dropped.
     kind = q.dtype if parts == 1 else torch.float32
@@ -337,7 +339,7 @@ def attend(
         HAS_LENGTHS=lengths is not None,
         HAS_MASK=mask is not None,
         HAS_FP8=_has_fp8(q.device),
-        **configuration(width, rows),
+        **options,
     )
     if parts > 1:
         merge_parts[(batch * heads * queries, triton.cdiv(width, MERGED))](
@@ -363,8 +365,7 @@ def configuration(width: int, rows: int) -> dict[str, int]:
         block = 16 if rows > 64 or width > 128 else 32
         return {"BLOCK": block, "num_warps": 8, "num_stages": 2}
     if width > 128:
-        block = 16 if rows > 16 else 32
-        return {"BLOCK": block, "num_warps": 8 if rows > 16 else 4, "num_stages": 2}
+        return {"BLOCK": 16 if rows > 16 else 32, "num_warps": 8, "num_stages": 2}
     if rows > 16:
         return {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
     return {"BLOCK": 64, "num_warps": 4, "num_stages": 4 if width <= 64 else 3}
@@ -381,12 +382,6 @@ def _plain(side: Rows) -> Rows:
         return side
     offsets = None if side.offsets is None else side.offsets.contiguous()
     return Rows(side.kind, side.codes.contiguous(), side.scales.contiguous(), offsets)
-
-
-def _parts(pairs: int, slots: int, device: torch.device) -> int:
-    """As many programs as run at once, none with less than `SHORTEST_PART` slots."""
-    wanted = PER_PROCESSOR * _processors(device) // pairs
-    return max(1, min(wanted, slots // SHORTEST_PART, MOST_PARTS))
 
 
 @functools.cache

@@ -5,6 +5,6 @@
     build.py       compiler, flags, cache; says why where it cannot be built
     product.py     lays a stored weight out and calls the product
 
-It needs an x86 CPU with AVX-512 VNNI and BF16 (AMD Zen 4 and 5, Intel Sapphire Rapids on) and a C++
-compiler; elsewhere torch's packed products or the plain formula run, and the record says so.
+It needs an x86 CPU with AVX-512 VNNI, VBMI and BF16 (AMD Zen 4 and 5, Intel Sapphire Rapids on)
+and a C++ compiler; elsewhere torch's packed products or the plain formula run, and the record says so.
 """

@@ -210,7 +210,7 @@ def supports(x: torch.Tensor) -> bool:
 
 
 NEEDS = (
-    "a float32, bfloat16 or float16 input with K > 0 on an x86 CPU with AVX-512 VNNI and BF16, and "
+    "a float32, bfloat16 or float16 input with K > 0 on an x86 CPU with AVX-512 VNNI, VBMI and BF16, and "
     "a C++ compiler"
 )
 

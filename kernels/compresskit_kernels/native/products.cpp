@@ -1,5 +1,5 @@
-// Products of activations with a packed weight of 2 to 8 bits, for x86 CPUs with AVX-512 VNNI and
-// BF16. product.py prepares the weights and calls.
+// Products of activations with a packed weight of 2 to 8 bits, for x86 CPUs with AVX-512 VNNI,
+// VBMI and BF16. product.py prepares the weights and calls.
 //
 // Sixteen output rows share a vector: lane n of a register belongs to row n of a tile. A partial
 // sum over a group is therefore scaled for sixteen rows at once, and no sum runs across lanes.
@@ -101,8 +101,7 @@ struct Inputs {
   const float* steps = nullptr;     // A8: [M][groups]
   const int16_t* wide = nullptr;    // A16: [M][padded]
   const float* wide_steps = nullptr;  // A16: [M][segments]
-  const uint16_t* halves = nullptr; // code books: bfloat16 [M][padded]
-  const float* singles = nullptr;   // fp8: float32 [M][padded]
+  const uint16_t* halves = nullptr; // code books, fp8: bfloat16 [M][padded]
   const float* sums = nullptr;      // [M][groups]: sum of x over a group
 };
 
@@ -119,8 +118,10 @@ INLINE Sums<M> integer_tile(const Weight& w, const Shape& s, int64_t t, const In
   const int64_t chunks = s.padded / 32;
   int64_t c = 0;
   for (int64_t g = 0; g < s.groups; g++) {
-    __m512i sum[M];
-    for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_si512();
+    // Two chains of additions where registers allow: one alone waits for its own last one.
+    constexpr int CHAINS = M <= 4 ? 2 : 1;
+    __m512i sum[M][2];
+    for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm512_setzero_si512();
     const int64_t end = c + s.per < chunks ? c + s.per : chunks;
     for (; c < end; c++) {
       const Chunk<BITS> chunk(codes + c * 64 * BITS);
@@ -128,7 +129,8 @@ INLINE Sums<M> integer_tile(const Weight& w, const Shape& s, int64_t t, const In
         for (int m = 0; m < M; m++) {
           int32_t four;
           std::memcpy(&four, x.codes + m * s.padded + c * 32 + i * 4, 4);
-          sum[m] = _mm512_dpbusd_epi32(sum[m], chunk.unit[i], _mm512_set1_epi32(four));
+          __m512i& chain = sum[m][i % CHAINS];
+          chain = _mm512_dpbusd_epi32(chain, chunk.unit[i], _mm512_set1_epi32(four));
         }
     }
     const int64_t at = (t * s.groups + g) * 16;
@@ -136,7 +138,8 @@ INLINE Sums<M> integer_tile(const Weight& w, const Shape& s, int64_t t, const In
     const __m512 shift = shift_of(w, at, scale, float(1 << (BITS - 1)));
     for (int m = 0; m < M; m++) {
       const __m512 step = _mm512_set1_ps(x.steps[m * s.groups + g]);
-      const __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m]), step);
+      const __m512i both = _mm512_add_epi32(sum[m][0], sum[m][1]);
+      const __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(both), step);
       total.row[m] = _mm512_fmadd_ps(part, scale, total.row[m]);
       total.row[m] =
           _mm512_fmadd_ps(shift, _mm512_set1_ps(x.sums[m * s.groups + g]), total.row[m]);
@@ -172,8 +175,9 @@ INLINE Sums<M> wide_tile(const Weight& w, const Shape& s, int64_t t, const Input
     for (int m = 0; m < M; m++) part[m] = _mm512_setzero_ps();
     const int64_t end = c + s.per < chunks ? c + s.per : chunks;
     while (c < end) {
-      __m512i sum[M];
-      for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_si512();
+      constexpr int CHAINS = M <= 4 ? 2 : 1;
+      __m512i sum[M][2];
+      for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm512_setzero_si512();
       const int64_t stop = c + SEGMENT / 32 < end ? c + SEGMENT / 32 : end;
       for (; c < stop; c++) {
         const Chunk<BITS> chunk(codes + c * 64 * BITS);
@@ -184,14 +188,16 @@ INLINE Sums<M> wide_tile(const Weight& w, const Shape& s, int64_t t, const Input
             int32_t two, more;
             std::memcpy(&two, x.wide + m * s.padded + c * 32 + i * 4, 4);
             std::memcpy(&more, x.wide + m * s.padded + c * 32 + i * 4 + 2, 4);
-            sum[m] = _mm512_dpwssd_epi32(sum[m], low, _mm512_set1_epi32(two));
-            sum[m] = _mm512_dpwssd_epi32(sum[m], high, _mm512_set1_epi32(more));
+            sum[m][0] = _mm512_dpwssd_epi32(sum[m][0], low, _mm512_set1_epi32(two));
+            __m512i& other = sum[m][CHAINS - 1];
+            other = _mm512_dpwssd_epi32(other, high, _mm512_set1_epi32(more));
           }
         }
       }
       for (int m = 0; m < M; m++) {
         const __m512 step = _mm512_set1_ps(x.wide_steps[m * s.segments + segment]);
-        part[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, part[m]);
+        const __m512i both = _mm512_add_epi32(sum[m][0], sum[m][1]);
+        part[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(both), step, part[m]);
       }
       segment++;
     }
@@ -219,8 +225,8 @@ INLINE Sums<M> table_tile(const Weight& w, const Shape& s, int64_t t, const Inpu
   int64_t c = 0, g = 0;
   int from = 0;  // groups of 16 end in the middle of a chunk
   while (g < s.groups) {
-    __m512 sum[M];
-    for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+    __m512 sum[M][2];
+    for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps();
     const int64_t end = c + s.per < chunks ? c + s.per : chunks;
     for (; c < end; c++) {
       const Chunk<BITS> chunk(codes + c * 64 * BITS);
@@ -234,8 +240,10 @@ INLINE Sums<M> table_tile(const Weight& w, const Shape& s, int64_t t, const Inpu
           int32_t two, more;
           std::memcpy(&two, x.halves + m * s.padded + c * 32 + i * 4, 4);
           std::memcpy(&more, x.halves + m * s.padded + c * 32 + i * 4 + 2, 4);
-          sum[m] = _mm512_dpbf16_ps(sum[m], (__m512bh)low, (__m512bh)_mm512_set1_epi32(two));
-          sum[m] = _mm512_dpbf16_ps(sum[m], (__m512bh)high, (__m512bh)_mm512_set1_epi32(more));
+          sum[m][0] =
+              _mm512_dpbf16_ps(sum[m][0], (__m512bh)low, (__m512bh)_mm512_set1_epi32(two));
+          sum[m][1] =
+              _mm512_dpbf16_ps(sum[m][1], (__m512bh)high, (__m512bh)_mm512_set1_epi32(more));
         }
       }
       if (w.group16) {
@@ -245,7 +253,10 @@ INLINE Sums<M> table_tile(const Weight& w, const Shape& s, int64_t t, const Inpu
     }
     const int64_t at = (t * s.groups + g) * 16;
     const __m512 scale = widen(w.scales + at);
-    for (int m = 0; m < M; m++) total.row[m] = _mm512_fmadd_ps(sum[m], scale, total.row[m]);
+    for (int m = 0; m < M; m++) {
+      const __m512 both = _mm512_add_ps(sum[m][0], sum[m][1]);
+      total.row[m] = _mm512_fmadd_ps(both, scale, total.row[m]);
+    }
     g++;
   }
   return total;
@@ -261,23 +272,59 @@ INLINE __m512 single(__m512i unit, int k) {
   return _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
 }
 
+// The two bytes of |number| as bfloat16, which holds every e4m3 number, for all 127 of them.
+struct Float8Bytes {
+  alignas(64) uint8_t high[128], low[128];
+  Float8Bytes() {
+    for (int code = 0; code < 128; code++) {
+      const int power = code >> 3, rest = code & 7;
+      const float value =
+          power ? std::ldexp(8.0f + rest, power - 10) : std::ldexp(float(rest), -9);
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      high[code] = uint8_t(bits >> 24);
+      low[code] = uint8_t(bits >> 16);
+    }
+  }
+};
+const Float8Bytes float8_bytes;
+
 template <int M>
 INLINE Sums<M> float8_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x) {
   const uint8_t* codes = w.codes + t * s.padded / 32 * 64 * 8;
-  Sums<M> total;
-  for (int m = 0; m < M; m++) total.row[m] = _mm512_setzero_ps();
-  for (int64_t c = 0; c < s.padded / 32; c++) {
-    const Chunk<8> chunk(codes + c * 64 * 8);
-    for (int i = 0; i < 8; i++)
-      for (int k = 0; k < 4; k++) {
-        const __m512 level = single(chunk.unit[i], k);
-        for (int m = 0; m < M; m++)
-          total.row[m] = _mm512_fmadd_ps(
-              level, _mm512_set1_ps(x.singles[m * s.padded + c * 32 + i * 4 + k]), total.row[m]);
+  const __m512i high0 = _mm512_load_si512(float8_bytes.high);
+  const __m512i high1 = _mm512_load_si512(float8_bytes.high + 64);
+  const __m512i low0 = _mm512_load_si512(float8_bytes.low);
+  const __m512i low1 = _mm512_load_si512(float8_bytes.low + 64);
+  const __m512i sign = _mm512_set1_epi8(int8_t(0x80));
+  // Inputs 0 and 1 of four rows, then 2 and 3: what the interleaving below turns into pairs a lane.
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_set_epi8(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0));
+  __m512 sum[M][2];
+  for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps();
+  for (int64_t c = 0; c < s.padded / 32; c++)
+    for (int i = 0; i < 8; i++) {
+      const __m512i code =
+          _mm512_shuffle_epi8(_mm512_loadu_si512(codes + (c * 8 + i) * 64), order);
+      const __m512i top = _mm512_or_si512(_mm512_permutex2var_epi8(high0, code, high1),
+                                          _mm512_and_si512(code, sign));
+      const __m512i bottom = _mm512_permutex2var_epi8(low0, code, low1);
+      const __m512i front = _mm512_unpacklo_epi8(bottom, top);
+      const __m512i back = _mm512_unpackhi_epi8(bottom, top);
+      for (int m = 0; m < M; m++) {
+        int32_t two, more;
+        std::memcpy(&two, x.halves + m * s.padded + c * 32 + i * 4, 4);
+        std::memcpy(&more, x.halves + m * s.padded + c * 32 + i * 4 + 2, 4);
+        sum[m][0] =
+            _mm512_dpbf16_ps(sum[m][0], (__m512bh)front, (__m512bh)_mm512_set1_epi32(two));
+        sum[m][1] =
+            _mm512_dpbf16_ps(sum[m][1], (__m512bh)back, (__m512bh)_mm512_set1_epi32(more));
       }
-  }
+    }
   const __m512 scale = widen(w.scales + t * 16);
-  for (int m = 0; m < M; m++) total.row[m] = _mm512_mul_ps(total.row[m], scale);
+  Sums<M> total;
+  for (int m = 0; m < M; m++)
+    total.row[m] = _mm512_mul_ps(_mm512_add_ps(sum[m][0], sum[m][1]), scale);
   return total;
 }
 
@@ -305,12 +352,11 @@ INLINE void one_tile(const Weight& w, const Shape& s, int64_t t, const Inputs& x
   } else if constexpr (BITS == 8) {
     got = float8_tile<M>(w, s, t, x);
   }
-  const float gain = w.kind == FLOAT8 ? w.gain * 0x1p120f : w.gain;
   const int64_t left = w.rows - t * 16;
   const __mmask16 keep = left >= 16 ? 0xffff : (1 << left) - 1;
   for (int m = 0; m < M; m++)
     put(y, (row + m) * w.rows + t * 16, type,
-        _mm512_mul_ps(got.row[m], _mm512_set1_ps(gain)), keep);
+        _mm512_mul_ps(got.row[m], _mm512_set1_ps(w.gain)), keep);
 }
 
 template <int BITS>
@@ -325,7 +371,6 @@ void all_tiles(const Weight& w, const Shape& s, const Inputs& all, int64_t rows,
       if (x.steps) x.steps += row * s.groups;
       if (x.wide) x.wide += row * s.padded, x.wide_steps += row * s.segments;
       if (x.halves) x.halves += row * s.padded;
-      if (x.singles) x.singles += row * s.padded;
       if (x.sums) x.sums += row * s.groups;
       const int64_t left = rows - row;
       if (left >= 8) {
@@ -431,7 +476,7 @@ void narrow_row(const float* x, int64_t padded, uint16_t* to) {
 }
 
 struct Scratch {
-  std::vector<float> singles, steps, sums;
+  std::vector<float> row, steps, sums;
   std::vector<int16_t> wide;
   std::vector<uint16_t> halves;
   std::vector<int8_t> codes;
@@ -445,16 +490,16 @@ extern "C" void compresskit_product(const Weight* weight, const void* x, void* y
   const Weight& w = *weight;
   const Shape s(w);
   static thread_local Scratch scratch;  // grows to the largest input and stays
-  const bool table = w.kind == TABLE, singles = w.kind == FLOAT8;
-  const bool wide = !integer && !table && !singles;
-  scratch.singles.resize((singles ? rows : 1) * s.padded);
+  const bool halves = w.kind != AFFINE;
+  const bool wide = !integer && !halves;
+  scratch.row.resize(s.padded);
   scratch.sums.resize(rows * s.groups);
   scratch.steps.resize(rows * s.segments);
   if (integer) scratch.codes.resize(rows * s.padded);
   if (wide) scratch.wide.resize(rows * s.padded);
-  if (table) scratch.halves.resize(rows * s.padded);
+  if (halves) scratch.halves.resize(rows * s.padded);
   for (int64_t m = 0; m < rows; m++) {
-    float* row = scratch.singles.data() + (singles ? m * s.padded : 0);
+    float* row = scratch.row.data();
     float* sums = scratch.sums.data() + m * s.groups;
     unfold(x, m * w.width, w.width, s.padded, type, row);
     if (integer)
@@ -463,14 +508,13 @@ extern "C" void compresskit_product(const Weight* weight, const void* x, void* y
     if (wide)
       widen_row(row, w, s, scratch.wide.data() + m * s.padded,
                 scratch.steps.data() + m * s.segments, sums);
-    if (table) narrow_row(row, s.padded, scratch.halves.data() + m * s.padded);
+    if (halves) narrow_row(row, s.padded, scratch.halves.data() + m * s.padded);
   }
   Inputs in;
   in.sums = scratch.sums.data();
   if (integer) in.codes = scratch.codes.data(), in.steps = scratch.steps.data();
   if (wide) in.wide = scratch.wide.data(), in.wide_steps = scratch.steps.data();
-  if (table) in.halves = scratch.halves.data();
-  if (singles) in.singles = scratch.singles.data();
+  if (halves) in.halves = scratch.halves.data();
   switch (w.bits) {
     case 2: return all_tiles<2>(w, s, in, rows, y, type);
     case 3: return all_tiles<3>(w, s, in, rows, y, type);

@@ -31,24 +31,26 @@ def register(product: NativeProduct) -> int:
     return number
 
 
-@torch.library.impl(_library, "product", "CPU")
 def _product(x: torch.Tensor, number: int, height: int) -> torch.Tensor:
     return _products[number].multiply(x)
 
 
-@torch.library.impl(_library, "rows", "CPU")
 def _rows(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
     return _products[number].look_up(index)
 
 
-@torch.library.register_fake("compresskit::product")
 def _product_shape(x: torch.Tensor, number: int, height: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], height))
 
 
-@torch.library.register_fake("compresskit::rows")
 def _rows_shape(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
     return index.new_empty((*index.shape, width), dtype=torch.float32)
+
+
+_library.impl("product", _product, "CPU")
+_library.impl("rows", _rows, "CPU")
+_library._register_fake("product", _product_shape)
+_library._register_fake("rows", _rows_shape)
 
 
 def product(x: torch.Tensor, number: int, height: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """A weight of packed codes prepared for the Triton kernels, and which of them runs when.
 
-    M = 1            `one_row`
-    M to `MOST`      `few_rows`, its inputs split until the GPU is full, then `add_up`
-    M beyond         `spread` once, then torch's dense product in the type of x
+M = 1            `one_row`
+M to `MOST`      `few_rows`, its inputs split until the GPU is full, then `add_up`
+M beyond         `spread` once, then torch's dense product in the type of x
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PackedProduct(Prepared):
     """Words of codes and scales in tiles of 64 outputs."""
 
     __slots__ = (
-        "bits", "book", "constants", "gain", "group", "groups", "height", "levels", "offsets",
+        "bits", "book", "constants", "full", "gain", "group", "groups", "height", "levels", "offsets",
         "routines", "scales", "width", "words", "zeros",
     )  # fmt: skip
 
@@ -93,6 +93,8 @@ class PackedProduct(Prepared):
         self.scales = tiles.lay_out_groups(scales)
         self.offsets = None if offsets is None else tiles.lay_out_groups(offsets)
         self.zeros = None if zeros is None else tiles.lay_out_groups(zeros)
+        inputs = self.words.shape[1] * tiles.codes_a_word(self.bits)
+        self.full = inputs == self.width
         self.groups = scales.shape[1]
         self.group = 0 if self.groups == 1 and offsets is None and zeros is None else group
         self.gain, self.levels, self.routines = gain, levels, routines
@@ -106,7 +108,7 @@ class PackedProduct(Prepared):
             "MIDDLE": levels.middle,
             "FACTOR": levels.factor,
             # A group of the whole row and more: any number of whole steps that covers it.
-            "GROUP": min(self.group, self.words.shape[1] * tiles.codes_a_word(self.bits)),
+            "GROUP": min(self.group, inputs),
         }
 
     @property
@@ -144,6 +146,7 @@ class PackedProduct(Prepared):
         kernels.one_row[(-(-self.height // columns),)](
             x, *self._weight(), y, self.gain, self.height, self.width, self.words.shape[1],
             self.groups, **self.constants, WIDTH=columns, DEPTH=tile.depth,
+            WHOLE=self.full and self.words.shape[1] % tile.depth == 0,
             num_warps=tile.warps, **launch.FUSED,
         )  # fmt: skip
         return y
@@ -163,7 +166,7 @@ class PackedProduct(Prepared):
         kernels.few_rows[(programs, parts, -(-rows // tile.rows))](
             x, *self._weight(), out, self.gain, rows, self.height, self.width, self.words.shape[1],
             self.groups, parts, **self.constants, ROWS=tile.rows, WIDTH=tile.columns,
-            WHOLE=steps * tiles.STEP * tiles.codes_a_word(self.bits) == self.width,
+            WHOLE=self.full,
             num_warps=2 * tile.warps if self.bits == 2 else tile.warps,  # 256 inputs a step
             # A pipeline would bring every look-up of a code book by way of shared memory.
             num_stages=1 if self.book is not None else tile.stages, **launch.FUSED,

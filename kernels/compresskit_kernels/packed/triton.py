@@ -81,51 +81,72 @@ def one_row(
     x, words, scales, beside, table, y, gain, N, K, R, GROUPS,
     BITS: tl.constexpr, KIND: tl.constexpr, BESIDE: tl.constexpr, MIDDLE: tl.constexpr,
     FACTOR: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """y `[N]` of x `[K]`; a program makes `WIDTH` outputs, `DEPTH` rows of words a step.
 
     The whole inner dimension stays in one program: at M = 1 a second launch to add parts up would
-    cost more than it gains. The lanes of a warp cover `WIDTH` / 4 outputs times several rows.
+    cost more than it gains. The lanes of a warp cover `WIDTH` / 8 outputs times several rows; a
+    lane has 8 outputs, so that two loads of 16 bytes share the 8 inputs of a row of words.
+    `WHOLE`: K fills its last step and DEPTH divides R, so that nothing is masked.
     """
     PER: tl.constexpr = 32 // BITS
     SPAN: tl.constexpr = STEP * PER
-    # Shifts that share a group; 0 groups a row means one for all.
+    # Shifts that share a group; GROUP = 0 means that a row has one scale and nothing else.
     RUN: tl.constexpr = PER if GROUP == 0 or GROUP >= SPAN else GROUP // STEP
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
     inside = column % COLUMNS + tl.arange(0, WIDTH)
-    words += tile * R * COLUMNS
+    depth = tl.arange(0, DEPTH)
+    # Addresses are made once and moved on; what differs by a constant becomes part of the load.
+    code_at = words + tile * R * COLUMNS + depth[:, None] * COLUMNS + inside[None, :]
+    x_at = x + (depth // STEP * SPAN + depth % STEP)
     scales += tile * GROUPS * COLUMNS
     beside += tile * GROUPS * COLUMNS
     acc = tl.zeros([DEPTH, WIDTH], tl.float32)
     for start in range(0, R, DEPTH):
-        row = start + tl.arange(0, DEPTH)
-        there = row < R
-        packed = tl.load(words + row[:, None] * COLUMNS + inside[None, :], there[:, None], 0)
+        row = start + depth
         first = row // STEP * SPAN
+        if WHOLE:
+            packed = tl.load(code_at)
+        else:
+            packed = tl.load(code_at, (row < R)[:, None], 0)
         for run in tl.static_range(0, PER, RUN):
             part = tl.zeros([DEPTH, WIDTH], tl.float32)
             total = tl.zeros([DEPTH], tl.float32)
             for place in tl.static_range(run, run + RUN):
-                k = first + STEP * place + row % STEP
-                one = tl.load(x + k, k < K, 0.0).to(tl.float32)
-                part = tl.fma(level_at(packed, table, place, BITS, KIND, MIDDLE), one[:, None], part)
-                total += one
+                if WHOLE:
+                    one = tl.load(x_at + STEP * place).to(tl.float32)
+                else:
+                    here = first + row % STEP + STEP * place < K
+                    one = tl.load(x_at + STEP * place, here, 0.0).to(tl.float32)
+                level = level_at(packed, table, place, BITS, KIND, MIDDLE)
+                part = tl.fma(level, one[:, None], part)
+                if BESIDE != NOTHING:
+                    total += one
             if GROUP == 0:
                 acc += part
             else:
-                g = tl.minimum((first + STEP * run) // GROUP, GROUPS - 1)
+                g = (first + STEP * run) // GROUP
+                if not WHOLE:
+                    g = tl.minimum(g, GROUPS - 1)
                 at = g[:, None] * COLUMNS + inside[None, :]
                 if BESIDE == ZEROS:
                     zero = tl.load(beside + at).to(tl.float32) - MIDDLE
                     part = tl.fma(zero, -total[:, None], part)
-                scale = tl.load(scales + at).to(tl.float32) * (FACTOR * gain)
-                acc = tl.fma(part, scale, acc)
+                scale = tl.load(scales + at).to(tl.float32)
                 if BESIDE == OFFSETS:
+                    acc = tl.fma(part, scale * (FACTOR * gain), acc)
                     acc = tl.fma(tl.load(beside + at).to(tl.float32), total[:, None], acc)
+                else:
+                    acc = tl.fma(part, scale, acc)
+        code_at += DEPTH * COLUMNS
+        x_at += DEPTH * PER
     out = tl.sum(acc, 0)
     if GROUP == 0:
-        out *= tl.load(scales + inside).to(tl.float32) * (FACTOR * gain)
+        out *= tl.load(scales + inside).to(tl.float32)
+    if BESIDE != OFFSETS:
+        out *= FACTOR * gain
     n = column + tl.arange(0, WIDTH)
     tl.store(y + n, out.to(y.dtype.element_ty), n < N)
 
