@@ -25,7 +25,7 @@ from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
-from compresskit.measure import clock, environment, passes, telemetry
+from compresskit.measure import clock, engagement, environment, passes, telemetry
 from compresskit.measure.energy.turns import Energy
 from compresskit.measure.memory.request import memory_pass
 from compresskit.measure.yardstick import Yardstick
@@ -157,6 +157,7 @@ def _measured(
         done["memory"] = memory_pass(bench, phases=artefact.phases, parameters=artefact.parameters)
     # What the quality pass multiplies with (whole windows at once) says nothing about decoding.
     ran = {op: "; ".join(routines) for op, routines in dispatch.used().items()}
+    profile = engagement.profiled_step(bench) if "memory" in wanted else {}
     block = Block(
         pair=pair,
         turns=tuple(taken),
@@ -174,7 +175,7 @@ def _measured(
         prompts_sha256=prompts.sha256,
         kernels={**system.kernels, **ran},
         simulated=system.simulated,
-        facts=dict(system.facts),
+        facts={**system.facts, **({"profile": profile} if profile else {})},
         setup=artefact.setup.model_copy(update={"compile_seconds": compiled}),
         blocks=(block,),
         quality=quality,

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import nn
-
 from compresskit.hf import modules
 from compresskit.hf.modules import HoldsBytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from pydantic import JsonValue
+    from torch import nn
 
     from compresskit.system import System
 

@@ -7,6 +7,7 @@ such layer is given `held_bytes` and `held_tensors`, so that it answers for itse
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +27,20 @@ ROLES = {
 """Role of a tensor by what its name contains, in this order; the rest is packed weights."""
 
 
-def account(model: nn.Module) -> int:
-    """Make every foreign quantised layer of `model` answer for its bytes; return how many there are."""
+def quiet() -> None:
+    """Keep bitsandbytes from logging a line in every call of an 8-bit layer."""
+    for chatty in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def account(model: nn.Module) -> dict[str, int]:
+    """Make every foreign quantised layer of `model` answer for its bytes; return them by class."""
     layers: list[Any] = [module for module in model.modules() if _is_foreign(module)]
     for layer in layers:
         layer.held_tensors = lambda layer=layer: [tensor for _, tensor in _tensors(layer)]
         layer.held_bytes = lambda layer=layer: _bytes(layer)
-    return len(layers)
+    names = [type(layer).__name__ for layer in layers]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def _is_foreign(module: Any) -> bool:

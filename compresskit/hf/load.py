@@ -135,7 +135,7 @@ def _quantised(
         ModelError: it cannot be run here; names the package or the device it wants.
     """
     from compresskit.hf import foreign
-    from compresskit.hf.checkpoint import read
+    from compresskit.hf.checkpoint import groups, read
 
     if not isinstance(quantization, dict) or not quantization.get("quant_method"):
         raise ModelError(f"{path / 'config.json'}: quantization_config names no quant_method.")
@@ -145,8 +145,9 @@ def _quantised(
         try:
             packed = read.load(path, quantization, getattr(torch, wanted), device.kind)
             return _Weights(packed.model, packed.kernels, packed.facts(), packed.simulated())
-        except read.Unread as reason:
+        except groups.Unread as reason:
             unpacked = {"warnings": [f"unpacked to dense weights at load: {reason}"]}
+    foreign.quiet()
     try:
         model = _from_transformers(path, spec, wanted, device)
     except (ImportError, RuntimeError) as error:
@@ -158,14 +159,15 @@ def _quantised(
         ) from None
     if unpacked:
         read.unpack(model)
-    foreign.account(model)
-    return _Weights(model, facts={"checkpoint": method, **unpacked})
+    layers = ", ".join(f"{count} x {name}" for name, count in foreign.account(model).items())
+    kernels = {"checkpoint_linear": f"{method}: {layers}"} if layers else {}
+    return _Weights(model, kernels, {"checkpoint": method, **unpacked})
 
 
 _PACKAGES = MappingProxyType(
     {
-        "awq": "gptqmodel",
-        "gptq": "gptqmodel optimum",
+        "awq": "'compresskit[gptq]'",
+        "gptq": "'compresskit[gptq]'",
         "bitsandbytes": "bitsandbytes",
         "compressed-tensors": "compressed-tensors",
         "hqq": "hqq",

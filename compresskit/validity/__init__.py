@@ -11,6 +11,7 @@ rule also reaches old records; `VERSION` tells which rules were in force when on
 
     1   length, times, samples, load, kernels, baseline
     2   zero durations, pace and contention of the machine, GPU telemetry, threads, cache hits, energy
+    3   dense products of quantised layers
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST_SAMPLES", "RULES", "VERSION", "Finding", "Series", "judge", "series"]
 
-VERSION = 2
+VERSION = 3
 
 RULES: tuple[Callable[[Record], Iterator[Finding]], ...] = (
     artefact.finished,
@@ -48,6 +49,7 @@ RULES: tuple[Callable[[Record], Iterator[Finding]], ...] = (
     machine.steady_gpu,
     machine.thread_count,
     artefact.kernels_engaged,
+    artefact.packed_products,
     artefact.no_cache_hits,
     artefact.same_protocol,
     artefact.sound_baseline,

@@ -41,6 +41,23 @@ def kernels_engaged(record: Record) -> Iterator[Finding]:
         yield Finding(False, "kernel_not_engaged", f"{operation} was promised and did not run")
 
 
+def packed_products(record: Record) -> Iterator[Finding]:
+    """A quantised layer that ends in a dense product was dequantised in the step that was timed.
+
+    `profile` in the facts holds one decode step: its dense products, and how many layers are dense.
+    """
+    profile = record.facts.get("profile")
+    if not isinstance(profile, dict) or not record.facts.get("quantized_parameters"):
+        return
+    products, layers = profile.get("dense_products"), profile.get("dense_layers")
+    if isinstance(products, int) and isinstance(layers, int) and products > layers:
+        detail = (
+            f"a step called {products} dense products for {layers} dense layers: quantised weights "
+            "were dequantised in every call, so its speed is not the format's"
+        )
+        yield Finding(False, "kernel_not_engaged", detail)
+
+
 def no_cache_hits(record: Record) -> Iterator[Finding]:
     """A prompt that was answered from an earlier one was not computed.
 

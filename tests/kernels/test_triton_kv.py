@@ -79,12 +79,13 @@ def difference(got, q, keys, values, lengths, mask=None):
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", kv_cases.KINDS, ids=str)
 @pytest.mark.parametrize("shape", kv_cases.SHAPES, ids=str)
-def test_attention(shape, kinds, dtype):
+def test_attention(shape, kinds):
+    # Both types with every kind and every shape, but not each pair of them: it takes a while.
+    dtype = DTYPES[(kv_cases.SHAPES.index(shape) + kv_cases.KINDS.index(kinds)) % 2]
     q, keys, values, lengths = attention_case(shape, kinds, dtype)
-    got = attend(q, keys, values, lengths, parts=1 if dtype == torch.float32 else 3)
+    got = attend(q, keys, values, lengths, parts=1 + 2 * (shape.slots % 2))
     assert got.dtype == dtype
     assert difference(got, q, keys, values, lengths) < kv_cases.RELATIVE_ERROR[dtype]
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compresskit.methods.quant import _group, hqq
+from compresskit.methods.quant import _gptq, _group, hqq
+from compresskit.methods.quant._gptq import inverse_root, solve
 from compresskit.methods.quant._moments import Moments
 from compresskit.methods.quant.awq import Search
-from compresskit.methods.quant.gptq import inverse_root, solve
 
 SIZE = 64
 RATIOS = {4: 0.503, 3: 0.525, 2: 0.656}
@@ -42,8 +42,7 @@ def fit(bits, symmetric=False, zero_point="float"):
 
 def gptq(weight, hessian, grid_of, size=SIZE, **options):
     solution = solve(weight, hessian, grid_of, size=size, **options)
-    codes = solution.codes.unsqueeze(1)
-    return _group.store(codes, solution.grid, weight.shape[1], size)
+    return solution.store(slice(None), size)
 
 
 def rounded(weight, grid_of, size=SIZE):
@@ -85,12 +84,10 @@ def test_gptq_beats_rounding_on_every_grid(grid_of, size, act_order):
 
 def test_lazy_blocks_do_not_change_the_result(monkeypatch):
     """The errors reach every later column, at once or a block later."""
-    from compresskit.methods.quant import gptq as module
-
     weight, hessian = recipe()
     usual = gptq(weight, hessian, fit(3))
-    monkeypatch.setattr(module, "LAZY", 256)
-    monkeypatch.setattr(module, "ROWS", 100)
+    monkeypatch.setattr(_gptq, "LAZY", 256)
+    monkeypatch.setattr(_gptq, "ROWS", 100)
     assert torch.equal(gptq(weight, hessian, fit(3)).codes(), usual.codes())
 
 
@@ -152,7 +149,9 @@ def test_no_row_is_worse_in_the_p_norm_than_rounded(bits, group, width):
     solved = p_norm(hqq.quantise(weight, bits=bits, group=group), weight).sum(dim=1)
     plain = p_norm(_group.quantise(weight, bits=bits, group=group), weight).sum(dim=1)
     assert bool((solved <= plain * (1 + 1e-6)).all())
-    assert float(solved.sum()) < 0.995 * float(plain.sum())
+    # With 8 bits a bfloat16 offset is hardly finer than the steps; nothing is left to gain.
+    gain = 1.0 if bits == 8 else 0.98 if group else 0.995
+    assert float(solved.sum()) < gain * float(plain.sum())
 
 
 def test_an_offset_beside_the_solved_one_is_worse():

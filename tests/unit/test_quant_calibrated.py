@@ -150,6 +150,32 @@ def test_activations_that_are_not_numbers_are_named():
         apply(GPTQ(**SMALL), model)
 
 
+def test_what_cannot_be_folded_is_applied_at_run_time():
+    """GPT-2's last layer of a block reads a nonlinearity."""
+    model = tiny.random_model("gpt2", dtype=torch.bfloat16)
+    done = apply(SmoothQuant(alpha=0.8, **SMALL), model)
+    scales = [m.input_scale for m in model.modules() if isinstance(m, PackedLinear)]
+    scales = [scale for scale in scales if scale is not None]
+    assert 0 < len(scales) <= done.facts["scales_folded_into"]["run time"]
+    assert {scale.dtype for scale in scales} == {torch.bfloat16}
+
+
+def test_a_bias_is_divided_with_its_rows():
+    """Values without grouped heads take the scale of the output projection, biases included."""
+    model = tiny.random_model("qwen2", num_key_value_heads=4)
+    values = [layer.self_attn.v_proj.bias.detach().clone() for layer in model.model.layers]
+    want = logits(model)
+    done = apply(SmoothQuant(alpha=0.3, **SMALL), model)
+    right = float((logits(model) - want).norm())
+    assert done.facts["scales_folded_into"]["linear"] > 0
+    changed = 0
+    for layer, bias in zip(model.model.layers, values, strict=True):
+        changed += not torch.equal(layer.self_attn.v_proj.bias, bias)
+        layer.self_attn.v_proj.bias = bias
+    assert changed
+    assert float((logits(model) - want).norm()) > right
+
+
 def test_too_few_tokens_fall_back_to_rounding_and_say_so():
     """100 tokens determine layers of 64 inputs, not those of 128."""
     model, twin = tiny.random_model("llama"), tiny.random_model("llama")
@@ -161,6 +187,19 @@ def test_too_few_tokens_fall_back_to_rounding_and_say_so():
         one = model.model.layers[0].get_submodule(name).product.tensors()["packed"]
         other = twin.model.layers[0].get_submodule(name).product.tensors()["packed"]
         assert torch.equal(one, other) == (name == "mlp.down_proj")
+
+
+@pytest.mark.parametrize("method", [GPTQ(**SMALL), AWQ(points=2, **SMALL), SmoothQuant(**SMALL)])
+def test_layers_that_the_text_does_not_reach_are_rounded_and_named(method):
+    model = tiny.random_model("llama")
+    model.model.layers[0].mlp.unused = torch.nn.Linear(64, 32)
+    model.model.aside = torch.nn.Linear(64, 32)
+    done = apply(method, model)
+    assert done.facts["rounded_to_nearest"] == {
+        "model.layers.0.mlp.unused": "never called",
+        "model.aside": "outside the blocks",
+    }
+    assert not modules.linears(model)
 
 
 def test_experts_in_one_parameter_are_rounded_and_said_to_be():

@@ -11,7 +11,7 @@ from torch import nn
 from compresskit.hf import blocks, modules, tiny
 from compresskit.methods.quant._fold import Bench, Fold
 from compresskit.methods.quant._moments import Collector, Moments
-from compresskit.methods.quant._smooth import Scaled
+from compresskit.methods.quant._smooth import Scaled, _Smoothing
 
 TOKENS = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(0))
 # How many sets of layers of one block can take their scale from a norm, and how many from a layer.
@@ -192,11 +192,7 @@ def test_the_difference_is_told_in_terms_of_the_dense_weight():
     torch.testing.assert_close(target.difference(moved), torch.ones(3, 4))
 
 
-@torch.no_grad()
-def test_what_cannot_be_folded_is_applied_at_run_time():
-    """GPT-2's last layer reads a nonlinearity; its scale is in the packed layer, in its type."""
-    from compresskit.methods.quant._smooth import _Smoothing
-
+def test_a_scale_applied_at_run_time_is_rounded_to_the_type_of_the_model_first():
     one = SimpleNamespace(weight=lambda: torch.zeros(1, 4, dtype=torch.bfloat16))
     scale = torch.tensor([0.3, 1.0, 2.0, 7.7])
     effective, inverse = _Smoothing.at_run_time(scale, one)

@@ -353,7 +353,7 @@ def test_it_runs_packed_and_says_so(method):
     assert system.kernels[op].startswith("native: ")
     dispatch.reset()
     logits(system.model)
-    assert set(dispatch.used()) == {op}
+    assert dispatch.used()[op][0].startswith("native: ")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +413,8 @@ def test_activations_are_rounded_before_the_product():
     assert set(dispatch.used()) == {"named", "grouped_matmul"}
     assert product.weight is stored
     assert product(torch.zeros(0, 64)).shape == (0, 32)
+    x[1, 7] = float("inf")
+    assert product(x).isfinite().all(dim=1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("method", [NVFP4(), MXFP4()], ids=repr)

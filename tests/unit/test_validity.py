@@ -352,3 +352,12 @@ def test_fatal_reasons_come_first_and_each_reason_once():
 
 def test_every_rule_says_what_it_is_for():
     assert all(rule.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize(("products", "found"), [(29, True), (3, False)])
+def test_dense_products_of_quantised_layers_are_found_out(products, found):
+    profile = {"dense_products": products, "dense_layers": 3}
+    for parameters in (10, 0):
+        facts = {"quantized_parameters": parameters, "profile": profile}
+        record = golden("dense").model_copy(update={"facts": facts})
+        assert ("kernel_not_engaged" in codes(record)) is (found and parameters > 0)

@@ -15,6 +15,7 @@ with the option that avoids it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +28,7 @@ from compresskit_kernels.packing import pack, unpack
 from compresskit.errors import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Format = Literal["pack-quantized", "int-quantized", "float-quantized"]
 Stored = GroupedWeight | Int8Weight | Fp8Weight
@@ -110,6 +111,16 @@ def form_of(op: str, weight: object, layer: str) -> Form:
     )
 
 
+def skipping(layers: Iterable[str]) -> str:
+    """The option of a method that leaves `layers` and their like in other blocks dense.
+
+    >>> skipping(["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "lm_head"])
+    'skip=["*.down_proj","lm_head"]'
+    """
+    patterns = [f"*.{name.rpartition('.')[2]}" if "." in name else name for name in layers]
+    return f"skip=[{','.join(json.dumps(one) for one in dict.fromkeys(patterns))}]"
+
+
 def _grouped(op: str, weight: GroupedWeight, layer: str) -> Form:
     if weight.table is not None or weight.gain != 1.0:
         raise Conflict(
@@ -118,15 +129,15 @@ def _grouped(op: str, weight: GroupedWeight, layer: str) -> Form:
         )
     if weight.offsets is not None:
         raise Conflict(
-            f"{layer}: compressed-tensors has no float offsets, only integer zero points. "
-            "Add zero_point=integer or symmetric=true to the method."
+            f"{layer}: compressed-tensors has no float offsets, only integer zero points. Add "
+            "zero_point=integer or symmetric=true to the method (quant/hqq knows neither)."
         )
     whole = weight.group >= weight.width
     if not whole and weight.width % weight.group:
         raise Conflict(
             f"{layer}: groups of {weight.group} do not divide its {weight.width} inputs, which "
             "compressed-tensors asks for. Use a group that does, group=0 for whole rows, or leave "
-            f'the layer dense with skip=["{layer}"].'
+            f"such layers dense with {skipping([layer])}."
         )
     group = None if whole else weight.group
     strategy: Literal["channel", "group"] = "channel" if whole else "group"

@@ -13,7 +13,7 @@ from torch import nn
 
 from compresskit.errors import Conflict, RunError
 from compresskit.hf import modules
-from compresskit.hf.checkpoint.form import Form, form_of, tensors_of
+from compresskit.hf.checkpoint.form import Form, form_of, skipping, tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ def packed_layers(model: Any) -> list[Layer]:
         RunError: the stack was not applied under `forced("reference")`.
     """
     _refuse_experts(model)
+    _refuse_scaled(model)
     dtype: torch.dtype = model.dtype
     found = []
     for name, module in model.named_modules():
@@ -66,18 +67,26 @@ def _layer(name: str, module: Any, dtype: torch.dtype) -> Layer:
         )
     if not isinstance(product, Dequantised):
         raise RunError(f"{name}: laid out for this machine ({type(product).__name__}).")
-    if module.input_scale is not None:
-        raise Conflict(
-            f"{name}: its inputs are multiplied by a scale at run time, which compressed-tensors "
-            "has no place for. Choose options of the method that fold it into the layer before, or "
-            f'leave the layer dense with skip=["{name}"].'
-        )
     weight: Any = product.weight
     form = form_of(product.routine.op, weight, name)
     tensors = {f"{name}.{role}": one for role, one in tensors_of(form, weight, dtype).items()}
     if module.bias is not None:
         tensors[f"{name}.bias"] = module.bias
     return Layer(name, form, tensors, weight.shape)
+
+
+def _refuse_scaled(model: Any) -> None:
+    scaled = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "input_scale", None) is not None
+    ]
+    if scaled:
+        raise Conflict(
+            f"{scaled[0]}{f' and {len(scaled) - 1} more' if scaled[1:] else ''}: the inputs are "
+            "multiplied by a scale at run time, which compressed-tensors has no place for. Leave "
+            f"such layers dense with {skipping(scaled)}."
+        )
 
 
 def _refuse_experts(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 transformers would unpack it into dense weights at the first forward pass; here the codes stay
 packed and go through the products of `compresskit_kernels`, as if the method had just been applied.
 
-    config.json  --layer_forms-->  a form for every layer that holds scales, or a reason why not
+    config.json  --`groups`------->  a form for every layer that holds scales, or a reason why not
     safetensors  --------------->  dense tensors, and a stand-in without storage for packed weights
     transformers builds the model, the stand-ins are replaced by packed layers
 
@@ -16,33 +16,27 @@ from __future__ import annotations
 import re
 from contextlib import redirect_stderr
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from compresskit_kernels import (
-    fp8_dynamic_matmul,
-    fp8_matmul,
-    grouped_dynamic_matmul,
-    grouped_matmul,
-    int8_dynamic_matmul,
-    int8_matmul,
-)
-from compresskit_kernels.dispatch import Op, choose
+from compresskit_kernels import fp8_dynamic_matmul, int8_matmul
+from compresskit_kernels.dispatch import choose
 from compresskit_kernels.grouped_matmul import GroupedWeight
 from compresskit_kernels.int8_matmul import Int8Weight
 
 from compresskit.errors import ModelError
 from compresskit.hf import modules
-from compresskit.hf.checkpoint.form import Form, Format, Rounding, weight_of
+from compresskit.hf.checkpoint.form import weight_of
+from compresskit.hf.checkpoint.groups import Unread, layer_forms, operation
 from compresskit.hf.packed import PackedLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pydantic import JsonValue
 
-    from compresskit.hf.checkpoint.form import Stored
+    from compresskit.hf.checkpoint.form import Form, Stored
 
 SCALE = ".weight_scale"
 ROLES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight")
@@ -77,10 +71,6 @@ class Packed(NamedTuple):
         return () if ran == fp8_dynamic_matmul.REAL else ("fp8 checkpoint",)
 
 
-class Unread(Exception):
-    """Why a checkpoint cannot be kept packed; the caller has another way."""
-
-
 def load(path: Path, quantization: Mapping[str, Any], dtype: torch.dtype, device: str) -> Packed:
     """Load the checkpoint in the folder `path`, whose config has the entry `quantization`.
 
@@ -113,29 +103,6 @@ def load(path: Path, quantization: Mapping[str, Any], dtype: torch.dtype, device
     return Packed(model if device == "cpu" else model.to(device), kernels, forms)
 
 
-def layer_forms(quantization: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Form]:
-    """The form of each of `layers`, by the config groups of `quantization`.
-
-    Raises:
-        Unread: a group is of a kind that we do not know, or none targets a layer.
-    """
-    for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
-        if quantization.get(key):
-            raise Unread(f"it has a {key}")
-    groups = list((quantization.get("config_groups") or {}).values())
-    if not all(isinstance(group, dict) for group in groups):
-        raise Unread("a config group is the name of a preset")
-    found = {}
-    for layer in layers:
-        group = next(
-            (g for exact in (True, False) for g in groups if _targets(g, layer, exact)), None
-        )
-        if group is None:
-            raise Unread(f"no config group targets {layer}")
-        found[layer] = _form(group, str(group.get("format") or quantization.get("format")))
-    return found
-
-
 def unpack(model: Any) -> None:
     """Unpack a model that transformers loaded in the compressed layout.
 
@@ -147,87 +114,9 @@ def unpack(model: Any) -> None:
             quantizer.compressor.decompress_model(model)
 
 
-def _targets(group: Mapping[str, Any], layer: str, exact: bool) -> bool:
-    """Whether a group names the layer, by name or pattern (`exact`), or by its class."""
-    for target in group.get("targets") or ():
-        if not exact:
-            if target == "Linear":
-                return True
-        elif target == layer or (target.startswith("re:") and re.match(target[3:], layer)):
-            return True
-    return False
-
-
-_FORMATS: Mapping[str, Format] = {
-    "pack-quantized": "pack-quantized",
-    "int-quantized": "int-quantized",
-    "float-quantized": "float-quantized",
-}
-
-
-def _form(group: Mapping[str, Any], format_name: str) -> Form:
-    weights, inputs = group.get("weights"), group.get("input_activations")
-    if not isinstance(weights, dict) or group.get("output_activations"):
-        raise Unread("a config group rounds something other than weights and inputs")
-    kind = "float-quantized" if weights.get("type") == "float" else "int-quantized"
-    named = kind if format_name == "naive-quantized" else format_name
-    if named not in _FORMATS:
-        raise Unread(f"its format is {format_name}")
-    form = Form(_FORMATS[named], _rounding(weights), inputs and _rounding(inputs))
-    _operation(form)
-    return form
-
-
-def _rounding(document: Mapping[str, Any]) -> Rounding:
-    strategy, kind = document.get("strategy"), document.get("type", "int")
-    if strategy == "tensor" and not document.get("dynamic"):
-        strategy = "channel"  # one scale for all rows is one a row, repeated
-    known: tuple[Literal["group", "channel", "token"], ...] = ("group", "channel", "token")
-    if strategy not in known or kind not in ("int", "float"):
-        raise Unread(f"it rounds {kind} numbers by {strategy}")
-    if document.get("actorder") in ("group", "dynamic") or document.get("block_structure"):
-        raise Unread("its columns are reordered or in blocks")
-    return Rounding(
-        bits=int(document.get("num_bits", 8)),
-        kind=kind,
-        strategy=strategy,
-        group=document.get("group_size") if strategy == "group" else None,
-        symmetric=bool(document.get("symmetric", True)),
-        dynamic=bool(document.get("dynamic", False)),
-    )
-
-
-def _operation(form: Form) -> Op[Any]:
-    """What multiplies by a weight of this form."""
-    weights, inputs = form.weights, form.activations
-    by_row = weights.strategy == "channel" and weights.symmetric and weights.bits == 8
-    per_token = inputs is not None and inputs.dynamic and inputs.symmetric and inputs.bits == 8
-    if inputs is not None and not (per_token and inputs.kind == weights.kind):
-        raise Unread("its activations are not rounded to 8 bits per token or group as they come")
-    if form.format == "float-quantized" and by_row:
-        if inputs is None:
-            return fp8_matmul.OP
-        if inputs.strategy == "token":
-            return fp8_dynamic_matmul.OP
-    elif form.format == "int-quantized" and by_row:
-        if inputs is None:
-            return int8_matmul.OP
-        if inputs.strategy == "token":
-            return int8_dynamic_matmul.OP
-    elif form.format == "pack-quantized" and weights.kind == "int" and 2 <= weights.bits <= 8:
-        if inputs is None:
-            return int8_matmul.OP if by_row else grouped_matmul.OP
-        together = inputs.group == weights.group and weights.strategy == (
-            "channel" if inputs.strategy == "token" else "group"
-        )
-        if together:
-            return grouped_dynamic_matmul.OP
-    raise Unread(f"nothing here multiplies by {form.name()} as {form.format}")
-
-
 def _plain(form: Form, weight: Stored) -> Stored:
     """Eight packed bits with one scale a row are plain int8."""
-    if _operation(form) is int8_matmul.OP and isinstance(weight, GroupedWeight):
+    if operation(form) is int8_matmul.OP and isinstance(weight, GroupedWeight):
         codes = (weight.codes().to(torch.int16) - 128).to(torch.int8)
         return Int8Weight(codes, weight.scales.reshape(-1))
     return weight
@@ -276,7 +165,7 @@ def _replace(
     chosen: dict[str, set[str]] = {}
     for name in list(stored):
         weight, site = _to(stored.pop(name), device), sites[name]
-        op = _operation(forms[name])
+        op = operation(forms[name])
         rows, width = weight.shape
         way = choose(op, torch.empty(1, width, dtype=dtype, device=device), weight)
         chosen.setdefault(op.name, set()).add(way.detail)

@@ -38,9 +38,24 @@ def moved_bytes(model: Any, cache: Mapping[str, int], *, batch: int) -> dict[str
 
     top = modules.head(model)
     tied = modules.is_tied(model)
+    inside = {
+        id(part)
+        for module in model.modules()
+        if type(module).__name__.endswith("Experts")
+        for part in module.modules()
+    }
     for module in model.modules():
         if isinstance(module, HoldsBytes):
-            for kind, size in module.held_bytes().items():
+            held = module.held_bytes()
+            rows = getattr(module, "num_embeddings", None)
+            if id(module) in inside:
+                if share is None or batch != 1:
+                    return None
+                used, of = share
+                held = {kind: size * used // of for kind, size in held.items()}
+            elif rows is not None:  # an embedding is looked up
+                held = {"embedding": batch * sum(held.values()) // rows}
+            for kind, size in held.items():
                 add(kind, size)
             continue
         for parameter in module._parameters.values():

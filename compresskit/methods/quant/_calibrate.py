@@ -146,7 +146,8 @@ class Walk:
             inside = [site for site in self.sites if site.name.startswith(f"{block.name}.")]
             self.sites = [site for site in self.sites if site not in inside]
             collector = Collector(inside, products=products, keep=self.keep if keep else 0)
-            for batch in range(len(self.stream.hidden)):
+            # A block without layers to quantise is passed once: with its output, or at the end.
+            for batch in range(len(self.stream.hidden) if inside or advance else 0):
                 out = collector.over(block.module, partial(self.stream.run, index, batch))
                 if advance:
                     self.stream.hidden[batch] = out

@@ -36,11 +36,16 @@ number, is 1/192 where E2M1 would have 1/24."""
 
 
 def nearest(values: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:
-    """Codes (uint8) of the levels nearest to `values`; a tie goes to the lower level."""
-    book = torch.tensor(levels, dtype=torch.float32, device=values.device)
-    ordered, order = torch.sort(book, stable=True)
-    bounds = (ordered[:-1] + ordered[1:]) / 2
-    return order.to(torch.uint8)[torch.bucketize(values, bounds)]
+    """Codes (uint8) of the levels nearest to `values`; a tie goes to the lower level.
+
+    Counts the midpoints below each value: for 16 levels much faster than a search.
+    """
+    ordered, order = torch.sort(torch.tensor(levels, dtype=torch.float32), stable=True)
+    place = torch.zeros_like(values, dtype=torch.uint8)
+    for midpoint in ((ordered[:-1] + ordered[1:]) / 2).tolist():
+        place += values > midpoint
+    codes = order.to(device=values.device, dtype=torch.uint8)
+    return place if torch.equal(order, torch.arange(len(levels))) else codes[place.int()]
 
 
 def quantise(

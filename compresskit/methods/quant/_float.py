@@ -34,14 +34,17 @@ W = TypeVar("W")
 
 
 def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
-    """Codes (uint8) of the E2M1 numbers nearest to `values`; beyond 6 saturates."""
-    levels = torch.tensor(_MAGNITUDES, dtype=torch.float32, device=values.device)
-    bounds = (levels[:-1] + levels[1:]) / 2
+    """Codes (uint8) of the E2M1 numbers nearest to `values`; beyond 6 saturates.
+
+    Magnitude by code is a bent line: steps of 1/2 up to 2, of 1 up to 4, of 2 from there. Each
+    straight part, inverted, is the least of the three where it applies, and rounding it to whole
+    codes, half to even, is rounding the number to an even mantissa.
+    """
     sizes = values.abs().float()
-    lower = torch.bucketize(sizes, bounds)
-    upper = torch.bucketize(sizes, bounds, right=True)  # differs from lower at a tie only
-    codes = torch.where(lower % 2 == 0, lower, upper) + 8 * (values < 0)
-    return codes.to(torch.uint8)
+    codes = torch.round(2 * sizes)
+    codes = torch.minimum(codes, torch.round(sizes + 2))
+    codes = torch.minimum(codes, torch.round(sizes / 2 + 4)).clamp(max=7)
+    return codes.to(torch.uint8) | (values < 0).to(torch.uint8) << 3
 
 
 def e2m1(values: torch.Tensor) -> torch.Tensor:
@@ -97,7 +100,10 @@ class RoundedInputs(Prepared):
         note(self.routine)
         if not x.numel():
             return self.product(x)
-        return self.product(self.rounded(x.reshape(-1, x.shape[-1])).view(x.shape)).to(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        # What is no number stays none: rounded to one, it would hide a model that has overflowed.
+        rounded = self.rounded(flat).where(flat.isfinite(), float("nan"))
+        return self.product(rounded.view(x.shape)).to(x.dtype)
 
     @property
     def weight(self) -> Any:

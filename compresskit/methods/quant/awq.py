@@ -173,7 +173,7 @@ class AWQ(AbstractCalibrated):
     candidate. The scale is folded into the norm or linear layer before where running the block
     proves that right, and applied at run time elsewhere.
 
-    Paper: Lin et al. 2023, AWQ, arXiv 2306.00978 (sections 3.2 and 4, activation-aware scaling).
+    Paper: Lin et al. 2023, AWQ, arXiv 2306.00978 (section 3.2, activation-aware scaling).
     Differs: the error is that of each layer's output over all tokens, through their second moment,
     not that of the attention or MLP block on a sample; clipping must pay off in the same measure.
     Cost: one pass of the calibration text, a second moment [K, K] for each distinct input, and
@@ -182,7 +182,7 @@ class AWQ(AbstractCalibrated):
     """
 
     example: ClassVar[Mapping[str, JsonValue]] = {
-        "group": 32, "points": 6, "samples": 8, "length": 64
+        "bits": 3, "group": 32, "points": 6, "samples": 8, "length": 64
     }  # fmt: skip
 
     bits: Bits = 4

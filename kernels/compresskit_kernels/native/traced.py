@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _numbers = itertools.count()
 _products: weakref.WeakValueDictionary[int, NativeProduct] = weakref.WeakValueDictionary()
 
-_library = torch.library.Library("compresskit", "DEF")
+_library: Any = torch.library.Library("compresskit", "DEF")  # type: ignore[no-untyped-call]
 _library.define("product(Tensor x, int number, int height) -> Tensor")
 _library.define("rows(Tensor index, int number, int width) -> Tensor")
 

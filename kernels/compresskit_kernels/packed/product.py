@@ -39,7 +39,7 @@ class Routines(NamedTuple):
     def detail(self) -> str:
         """What the record says."""
         return (
-            f"{self.one.routine} (M = 1), {self.few.routine} (M <= {MOST}), "
+            f"{self.one.routine} (M = 1 at 8 bits or in float32), {self.few.routine} (M <= {MOST}), "
             f"{self.many.routine} (M > {MOST})"
         )
 
@@ -65,7 +65,7 @@ class Levels(NamedTuple):
         """Float32 number of every code of `bits` bits, before the scale."""
         codes = torch.arange(2**bits)
         if self.kind == kernels.AFFINE.value:
-            return (codes - self.middle).float()
+            return codes.to(torch.int8).float() if bits == 8 else (codes - self.middle).float()
         if self.kind == kernels.E2M1.value:
             return torch.tensor([*E2M1_LEVELS, *(-level for level in E2M1_LEVELS)])
         if self.kind == kernels.E4M3.value:
@@ -89,6 +89,8 @@ class PackedProduct(Prepared):
         """Lay out `codes` (uint8 `[N, K]`) with scales `[N, G]` and offsets or zeros beside them."""
         self.height, self.width = codes.shape
         self.bits = tiles.held_bits(bits)
+        if self.bits == 8 and levels.kind == kernels.AFFINE.value:
+            codes = codes - levels.middle  # two's complement, by wrapping
         self.words = tiles.lay_out(codes, self.bits)
         self.scales = tiles.lay_out_groups(scales)
         self.offsets = None if offsets is None else tiles.lay_out_groups(offsets)
@@ -120,7 +122,7 @@ class PackedProduct(Prepared):
         flat = x.reshape(-1, self.width).contiguous()
         rows = flat.shape[0]
         with torch.cuda.device_of(flat):
-            if rows == 1:
+            if rows == 1 and self.alone(flat.dtype):
                 y = self._one(flat)
             elif rows <= MOST:
                 y = self._few(flat)
@@ -128,6 +130,15 @@ class PackedProduct(Prepared):
                 note(self.routines.many)
                 y = flat @ self.dense(flat.dtype)
         return y.view(*x.shape[:-1], self.height)
+
+    def alone(self, dtype: torch.dtype) -> bool:
+        """Whether `one_row` takes a single row: exact in float32, and no parts to add up.
+
+        Its 5 instructions a code (3 with tensor cores, which take two codes at once; counted in
+        machine code for sm_90) fit in the time that memory needs for 8 bits, not for 4: the arithmetic
+        of 59 million codes would then keep an H100 busy for as long as their bytes.
+        """
+        return self.bits == 8 or dtype is torch.float32
 
     def _weight(self) -> tuple[torch.Tensor, ...]:
         """The kernels' pointers; what a weight does not have points anywhere."""
@@ -165,9 +176,9 @@ class PackedProduct(Prepared):
         out = y if parts == 1 else x.new_empty(parts, rows, self.height, dtype=torch.float32)
         kernels.few_rows[(programs, parts, -(-rows // tile.rows))](
             x, *self._weight(), out, self.gain, rows, self.height, self.width, self.words.shape[1],
-            self.groups, parts, **self.constants, ROWS=tile.rows, WIDTH=tile.columns,
+            self.groups, parts, **self.constants, HALF=_half(x.dtype), ROWS=tile.rows, WIDTH=tile.columns,
             WHOLE=self.full,
-            num_warps=2 * tile.warps if self.bits == 2 else tile.warps,  # 256 inputs a step
+            num_warps=tile.warps,
             # A pipeline would bring every look-up of a code book by way of shared memory.
             num_stages=1 if self.book is not None else tile.stages, **launch.FUSED,
         )  # fmt: skip
@@ -183,7 +194,7 @@ class PackedProduct(Prepared):
         grid = (self.words.shape[0], self.words.shape[1] // tiles.STEP)
         kernels.spread[grid](
             *self._weight(), out, self.gain, self.height, self.width, self.words.shape[1],
-            self.groups, **self.constants, num_stages=1, **launch.FUSED,
+            self.groups, **self.constants, HALF=_half(dtype), num_stages=1, **launch.FUSED,
         )  # fmt: skip
         return out
 
@@ -212,6 +223,11 @@ class PackedProduct(Prepared):
         extra = {"zero_points": self._beside, "table": self.book}
         held = {role: tensor for role, tensor in extra.items() if tensor is not None}
         return {"packed": self.words, "scales": self.scales, **held}
+
+
+def _half(dtype: torch.dtype) -> Any:
+    """The 16-bit type in which codes turn into levels: exact in both."""
+    return kernels.BFLOAT16 if dtype is torch.bfloat16 else kernels.FLOAT16
 
 
 @functools.cache

@@ -1,15 +1,16 @@
 """Codes laid out for kernels whose lanes are neighbouring outputs: 64 columns of words a tile.
 
-    words[n // 64, 16 b + r, n % 64] = sum_i codes[n, 16 P b + 16 i + r] << (bits i)     P = 32 / bits
+    words[n // 64, 16 s + r, n % 64] = sum_ih codes[n, S s + 32 i + 2 r + h] << (bits i + 16 h)
 
-A step of a kernel reads 16 rows of words, whole lines of memory one after the other, and finds in
-them the codes of 16 P neighbouring inputs. Why so:
+with S = 32 * 16 / bits inputs a step, h 0 or 1, i below 16 / bits. A step of a kernel reads 16 rows
+of words, whole lines of memory one after the other, and finds in them S neighbouring inputs. Why so:
 
 - lanes are outputs, so that 4 words of a lane lie side by side (one load of 16 bytes), every lane
   of a warp meets the same few inputs, and sums need no exchange between lanes;
-- shift i of a row of words is input 16 i + r, so that `words >> bits i` for all i, put below each
-  other, is the weight in its natural order: tensor cores take it next to a plain tile of x, and all
-  codes of one shift belong to one group, whatever multiple of 16 the group is;
+- `words >> bits i` holds two codes, 16 bits apart, of two neighbouring inputs. Put below exponent
+  bits they are two 16-bit floats in the very register that a matrix instruction wants them in:
+  one instruction for both, and no exchange between lanes or registers on the way;
+- the 32 inputs of a shift lie side by side, so that groups of 32 and more have whole shifts;
 - a tile is one piece of memory and padded to whole steps, so that no load of weights is masked.
 
 Codes take 2, 4 or 8 bits here; other widths take the next one. Groups of scales go alongside as
@@ -24,7 +25,9 @@ from torch.nn import functional
 COLUMNS = 64
 """Outputs a tile: 256 bytes of words, 128 bytes of bfloat16 scales."""
 STEP = 16
-"""Rows of words a step: the inner dimension of the smallest matrix instruction of bfloat16."""
+"""Rows of words a step."""
+RUN = 32
+"""Inputs of one shift: two a row of words."""
 SLAB = 1 << 22
 """Codes laid out at a time; bounds the extra memory."""
 
@@ -42,7 +45,7 @@ def codes_a_word(bits: int) -> int:
 def fits_group(group: int, width: int, bits: int) -> bool:
     """Whether groups of G inputs never begin inside a shift: G divides a step or a step divides G."""
     step = STEP * codes_a_word(held_bits(bits))
-    return group >= width or group % step == 0 or (group % STEP == 0 and step % group == 0)
+    return group >= width or group % step == 0 or (group % RUN == 0 and step % group == 0)
 
 
 def lay_out(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -55,12 +58,12 @@ def lay_out(codes: torch.Tensor, bits: int) -> torch.Tensor:
     for start in range(0, height, slabs):
         part = codes[start : start + slabs]
         part = functional.pad(part, (0, steps * STEP * per - width, 0, -part.shape[0] % COLUMNS))
-        # [tiles, 64, steps, bytes a word, codes a byte, 16]
-        part = part.view(-1, COLUMNS, steps, 4, 8 // bits, STEP)
-        filled = part[..., 0, :].clone()
+        # [tiles, 64, steps, bytes a half word, codes a byte, 16, halves]
+        part = part.view(-1, COLUMNS, steps, 2, 8 // bits, STEP, 2)
+        filled = part[..., 0, :, :].clone()
         for place in range(1, 8 // bits):
-            filled |= part[..., place, :] << (bits * place)
-        words = filled.permute(0, 2, 4, 1, 3).contiguous().view(torch.int32)
+            filled |= part[..., place, :, :] << (bits * place)
+        words = filled.permute(0, 2, 4, 1, 5, 3).flatten(4).view(torch.int32)
         parts.append(words.view(-1, steps * STEP, COLUMNS))
     return torch.cat(parts)
 
@@ -68,9 +71,9 @@ def lay_out(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def take(words: torch.Tensor, bits: int, width: int, index: torch.Tensor) -> torch.Tensor:
     """Codes uint8 `[n, K]` of the outputs `index` (int64 `[n]`)."""
     rows = words[index // COLUMNS, :, index % COLUMNS].contiguous()  # [n, R]
-    each = rows.view(torch.uint8).view(index.shape[0], -1, STEP, 4)
+    each = rows.view(torch.uint8).view(index.shape[0], -1, STEP, 2, 2)  # halves, bytes of a half
     parts = [(each >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
-    codes = torch.stack(parts, dim=4).permute(0, 1, 3, 4, 2)  # [n, steps, byte, place, 16]
+    codes = torch.stack(parts, dim=5).permute(0, 1, 4, 5, 2, 3)
     return codes.reshape(index.shape[0], -1)[:, :width]
 
 

@@ -5,10 +5,11 @@
     add_up      adds the parts of a product whose inputs were split among programs
     spread      the dense weight `[K, N]`, for products of many rows
 
-Weight of a code: `level(code) * scale + offset`, level by `KIND`. A code turns into a float without
-a conversion instruction (those run at a fraction of the arithmetic's rate, and an H100 has time for
-about five instructions a 4-bit code): its bits are put into the mantissa of a power of two, and the
-power is subtracted, which is exact.
+Weight of a code: `level(code) * scale + offset`, level by `KIND`. An H100 has time for about five
+instructions a 4-bit code before memory has brought the next, so a code turns into a float without a
+conversion: its bits are put into the mantissa of a power of two, and the power is subtracted, which
+is exact. Scales multiply sums, not weights: once a group in float32, so that the tensor cores meet
+exact levels and nothing is rounded before the result.
 
 Interpreted (see `testing`), `few_rows` is right for float16 and float32 only.
 """
@@ -28,52 +29,91 @@ NOTHING = tl.constexpr(0)  # what stands beside the scales
 OFFSETS = tl.constexpr(1)
 ZEROS = tl.constexpr(2)
 
+FLOAT16, BFLOAT16 = tl.float16, tl.bfloat16
+
 COLUMNS = tl.constexpr(64)
 STEP = tl.constexpr(16)
 
 
 @triton.jit
-def small_float(code, KIND: tl.constexpr):
-    """e2m1 and e4m3 codes are float16 with fewer bits: shifted into place, only the bias differs."""
+def small_floats(pair, KIND: tl.constexpr):
+    """Two e2m1 or e4m3 codes as float16 bits: they are float16 with fewer bits and another bias."""
     if KIND == E2M1:
-        half = ((code & 8) << 12) | ((code & 7) << 9)
-    else:
-        half = ((code & 128) << 8) | ((code & 127) << 7)
-    return half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        return ((pair & 0x00080008) << 12) | ((pair & 0x00070007) << 9)
+    return ((pair & 0x00800080) << 8) | ((pair & 0x007F007F) << 7)
+
+
+@triton.jit
+def half(pair, HIGH: tl.constexpr, TYPE: tl.constexpr):
+    """One of the two 16-bit floats of a word."""
+    bits = (pair >> 16) & 0xFFFF if HIGH else pair & 0xFFFF
+    return bits.to(tl.int16).to(TYPE, bitcast=True)
 
 
 @triton.jit
 def level_at(
-    words, table, PLACE: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr
-):
-    """Float32 level of the codes at a place known at compile time: mask-and-or, then subtract."""
+    words, table, PLACE: tl.constexpr, HIGH: tl.constexpr, BITS: tl.constexpr,
+    KIND: tl.constexpr, MIDDLE: tl.constexpr,
+):  # fmt: skip
+    """Float32 level of one code of each word: mask-and-or with constants, then subtract."""
     MASK: tl.constexpr = (1 << BITS) - 1
     if KIND == AFFINE:
         # Bits that would not fit below the exponent come from the upper half of the word.
-        UPPER: tl.constexpr = BITS * PLACE + BITS > 23
-        AT: tl.constexpr = BITS * PLACE - 16 if UPPER else BITS * PLACE
+        UPPER: tl.constexpr = HIGH and BITS * PLACE + 16 + BITS > 23
+        AT: tl.constexpr = BITS * PLACE if UPPER or not HIGH else BITS * PLACE + 16
         low = words >> 16 if UPPER else words
+        if BITS == 8:  # two's complement: turning the top bit makes it the level + 128
+            bits = (low & (MASK << AT)) ^ (((150 - AT) << 23) | (128 << AT))
+            return bits.to(tl.float32, bitcast=True) - (2.0 ** (23 - AT) + 128)
         bits = (low & (MASK << AT)) | ((150 - AT) << 23)
         return bits.to(tl.float32, bitcast=True) - (2.0 ** (23 - AT) + MIDDLE)
-    code = (words >> (BITS * PLACE)) & MASK
+    code = (words >> (BITS * PLACE + (16 if HIGH else 0))) & MASK
     if KIND == TABLE:
         # 64 bytes that stay in the first-level cache; a lane of any code reads the same line.
         return tl.load(table + code)
-    return small_float(code, KIND)
+    return half(small_floats(code, KIND), False, tl.float16).to(tl.float32)
 
 
 @triton.jit
-def levels_of(words, table, BITS: tl.constexpr, KIND: tl.constexpr, MIDDLE: tl.constexpr):
-    """Words `[16, C]` -> float32 levels `[codes a word, 16, C]`, the natural order of inputs."""
-    PER: tl.constexpr = 32 // BITS
+def levels_of(
+    words, table, FIRST: tl.constexpr, PLACES: tl.constexpr, BITS: tl.constexpr,
+    KIND: tl.constexpr, MIDDLE: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Levels `[32 PLACES, C]` of words `[16, C]` from shift FIRST on: exact, in the type HALF.
+
+    Two codes a time, in 16-bit halves; the last reshape names registers and moves nothing.
+    """
     MASK: tl.constexpr = (1 << BITS) - 1
-    shifts = (tl.arange(0, PER) * BITS)[:, None, None]
-    codes = (words[None, :, :] >> shifts) & MASK
-    if KIND == AFFINE:
-        return (codes | (150 << 23)).to(tl.float32, bitcast=True) - (2.0**23 + MIDDLE)
+    BOTH: tl.constexpr = MASK | (MASK << 16)
+    shifts = ((tl.arange(0, PLACES) + FIRST) * BITS)[:, None, None]
+    pair = (words[None, :, :] >> shifts) & BOTH
     if KIND == TABLE:
-        return tl.load(table + codes)
-    return small_float(codes, KIND)
+        low = tl.load(table + (pair & MASK)).to(HALF)
+        high = tl.load(table + (pair >> 16)).to(HALF)
+    elif KIND != AFFINE:
+        pair = small_floats(pair, KIND)
+        low = half(pair, False, tl.float16).to(tl.float32).to(HALF)
+        high = half(pair, True, tl.float16).to(tl.float32).to(HALF)
+    elif HALF == tl.float16:  # 1024 + code
+        if BITS == 8:
+            pair = pair ^ 0x64806480
+            low = half(pair, False, HALF) - 1152.0
+            high = half(pair, True, HALF) - 1152.0
+        else:
+            pair = pair | 0x64006400
+            low = half(pair, False, HALF) - (1024.0 + MIDDLE)
+            high = half(pair, True, HALF) - (1024.0 + MIDDLE)
+    elif BITS == 8:  # 128 + the lower seven bits, minus 128 or (top bit) 256
+        seven = (pair & 0x007F007F) | 0x43004300
+        top = (pair & 0x00800080) | 0x43004300
+        low = half(seven, False, HALF) - half(top, False, HALF)
+        high = half(seven, True, HALF) - half(top, True, HALF)
+    else:  # 128 + code
+        pair = pair | 0x43004300
+        low = half(pair, False, HALF) - (128.0 + MIDDLE)
+        high = half(pair, True, HALF) - (128.0 + MIDDLE)
+    both = tl.permute(tl.join(low, high), (0, 1, 3, 2))
+    return tl.reshape(both, [32 * PLACES, words.shape[1]])
 
 
 @triton.jit
@@ -85,63 +125,60 @@ def one_row(
 ):  # fmt: skip
     """y `[N]` of x `[K]`; a program makes `WIDTH` outputs, `DEPTH` rows of words a step.
 
-    The whole inner dimension stays in one program: at M = 1 a second launch to add parts up would
-    cost more than it gains. The lanes of a warp cover `WIDTH` / 8 outputs times several rows; a
-    lane has 8 outputs, so that two loads of 16 bytes share the 8 inputs of a row of words.
+    The whole inner dimension stays in one program, so that there are no parts to add up. The lanes
+    of a warp cover `WIDTH` / 8 outputs times several rows; a lane has 8 outputs, so that two loads
+    of 16 bytes share the inputs of a row of words.
     `WHOLE`: K fills its last step and DEPTH divides R, so that nothing is masked.
     """
-    PER: tl.constexpr = 32 // BITS
-    SPAN: tl.constexpr = STEP * PER
+    PLACES: tl.constexpr = 16 // BITS
+    SPAN: tl.constexpr = 32 * PLACES
     # Shifts that share a group; GROUP = 0 means that a row has one scale and nothing else.
-    RUN: tl.constexpr = PER if GROUP == 0 or GROUP >= SPAN else GROUP // STEP
+    RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
     inside = column % COLUMNS + tl.arange(0, WIDTH)
-    depth = tl.arange(0, DEPTH)
-    # Addresses are made once and moved on; what differs by a constant becomes part of the load.
-    code_at = words + tile * R * COLUMNS + depth[:, None] * COLUMNS + inside[None, :]
-    x_at = x + (depth // STEP * SPAN + depth % STEP)
+    words += tile * R * COLUMNS
     scales += tile * GROUPS * COLUMNS
     beside += tile * GROUPS * COLUMNS
     acc = tl.zeros([DEPTH, WIDTH], tl.float32)
     for start in range(0, R, DEPTH):
-        row = start + depth
-        first = row // STEP * SPAN
+        row = start + tl.arange(0, DEPTH)
+        at = row[:, None] * COLUMNS + inside[None, :]
         if WHOLE:
-            packed = tl.load(code_at)
+            packed = tl.load(words + at)
         else:
-            packed = tl.load(code_at, (row < R)[:, None], 0)
-        for run in tl.static_range(0, PER, RUN):
+            packed = tl.load(words + at, (row < R)[:, None], 0)
+        step = row // STEP * SPAN
+        inputs = step + row % STEP * 2
+        near = x + inputs  # what differs from it by a constant becomes part of the load
+        for run in tl.static_range(0, PLACES, RUN):
             part = tl.zeros([DEPTH, WIDTH], tl.float32)
             total = tl.zeros([DEPTH], tl.float32)
             for place in tl.static_range(run, run + RUN):
-                if WHOLE:
-                    one = tl.load(x_at + STEP * place).to(tl.float32)
-                else:
-                    here = first + row % STEP + STEP * place < K
-                    one = tl.load(x_at + STEP * place, here, 0.0).to(tl.float32)
-                level = level_at(packed, table, place, BITS, KIND, MIDDLE)
-                part = tl.fma(level, one[:, None], part)
-                if BESIDE != NOTHING:
-                    total += one
+                for high in tl.static_range(2):
+                    if WHOLE:
+                        one = tl.load(near + (32 * place + high)).to(tl.float32)
+                    else:
+                        there = inputs + (32 * place + high) < K
+                        one = tl.load(near + (32 * place + high), there, 0.0).to(tl.float32)
+                    level = level_at(packed, table, place, high == 1, BITS, KIND, MIDDLE)
+                    part = tl.fma(level, one[:, None], part)
+                    if BESIDE != NOTHING:
+                        total += one
             if GROUP == 0:
                 acc += part
             else:
-                g = (first + STEP * run) // GROUP
-                if not WHOLE:
-                    g = tl.minimum(g, GROUPS - 1)
-                at = g[:, None] * COLUMNS + inside[None, :]
+                g = tl.minimum((step + 32 * run) // GROUP, GROUPS - 1)
+                spot = g[:, None] * COLUMNS + inside[None, :]
                 if BESIDE == ZEROS:
-                    zero = tl.load(beside + at).to(tl.float32) - MIDDLE
+                    zero = tl.load(beside + spot).to(tl.float32) - MIDDLE
                     part = tl.fma(zero, -total[:, None], part)
-                scale = tl.load(scales + at).to(tl.float32)
+                scale = tl.load(scales + spot).to(tl.float32)
                 if BESIDE == OFFSETS:
                     acc = tl.fma(part, scale * (FACTOR * gain), acc)
-                    acc = tl.fma(tl.load(beside + at).to(tl.float32), total[:, None], acc)
+                    acc = tl.fma(tl.load(beside + spot).to(tl.float32), total[:, None], acc)
                 else:
                     acc = tl.fma(part, scale, acc)
-        code_at += DEPTH * COLUMNS
-        x_at += DEPTH * PER
     out = tl.sum(acc, 0)
     if GROUP == 0:
         out *= tl.load(scales + inside).to(tl.float32)
@@ -152,36 +189,11 @@ def one_row(
 
 
 @triton.jit
-def weights(
-    packed, scales, beside, table, step, inside, GROUPS, gain,
-    BITS: tl.constexpr, KIND: tl.constexpr, BESIDE: tl.constexpr, MIDDLE: tl.constexpr,
-    FACTOR: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Float32 weights `[SPAN, WIDTH]` of a step's words; unscaled when a row has only one scale."""
-    PER: tl.constexpr = 32 // BITS
-    SPAN: tl.constexpr = STEP * PER
-    level = levels_of(packed, table, BITS, KIND, MIDDLE)
-    if GROUP != 0:
-        if GROUP >= SPAN:
-            g = tl.full([1, 1, 1], 0, tl.int32) + tl.minimum(step * SPAN // GROUP, GROUPS - 1)
-        else:
-            place = tl.arange(0, PER)[:, None, None] * STEP
-            g = tl.minimum((step * SPAN + place) // GROUP, GROUPS - 1)
-        at = g * COLUMNS + inside[None, None, :]
-        if BESIDE == ZEROS:
-            level -= tl.load(beside + at).to(tl.float32) - MIDDLE
-        level *= tl.load(scales + at).to(tl.float32) * (FACTOR * gain)
-        if BESIDE == OFFSETS:
-            level += tl.load(beside + at).to(tl.float32)
-    return tl.reshape(level, [SPAN, WIDTH])
-
-
-@triton.jit
 def few_rows(
     x, words, scales, beside, table, out, gain, M, N, K, R, GROUPS, SPLITS,
     BITS: tl.constexpr, KIND: tl.constexpr, BESIDE: tl.constexpr, MIDDLE: tl.constexpr,
-    FACTOR: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    WHOLE: tl.constexpr,
+    FACTOR: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Part `program_id(1)` of y `[SPLITS, M, N]`; `WHOLE` says that K fills its last step.
 
@@ -189,7 +201,9 @@ def few_rows(
     round differently in every run. Multiplying M = 2 on the tensor cores wastes 14 of 16 rows of
     them, which costs nothing while the codes' memory traffic sets the pace.
     """
-    SPAN: tl.constexpr = STEP * (32 // BITS)
+    PLACES: tl.constexpr = 16 // BITS
+    SPAN: tl.constexpr = 32 * PLACES
+    RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
     inside = column % COLUMNS + tl.arange(0, WIDTH)
@@ -199,24 +213,39 @@ def few_rows(
     steps = R // STEP
     share = tl.cdiv(steps, SPLITS)
     first = tl.program_id(1) * share
-    m = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     last = tl.minimum(first + share, steps)
+    m = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     at = (tl.arange(0, STEP) * COLUMNS)[:, None] + inside[None, :]
-    packed = tl.load(words + first * STEP * COLUMNS + at)
+    # The words of three more steps are on their way while these are multiplied: 16 KB a
+    # multiprocessor must be, to keep an H100's memory busy. Left to the compiler's own pipeline they
+    # would go through shared memory, transposed, 4 bytes at a time.
+    packed = tl.load(words + first * (STEP * COLUMNS) + at)
+    second = tl.load(words + tl.minimum(first + 1, last - 1) * (STEP * COLUMNS) + at)
+    third = tl.load(words + tl.minimum(first + 2, last - 1) * (STEP * COLUMNS) + at)
     for step in range(first, last):
-        # The next words are on their way while these are multiplied. Left to the compiler's own
-        # pipeline they would go through shared memory, transposed, 4 bytes at a time.
-        following = tl.load(words + tl.minimum(step + 1, steps - 1) * STEP * COLUMNS + at)
-        k = step * SPAN + tl.arange(0, SPAN)
-        here = (m < M)[:, None] if WHOLE else (m < M)[:, None] & (k < K)[None, :]
-        some = tl.load(x + m[:, None] * K + k[None, :], here, 0.0)
-        weight = weights(
-            packed, scales, beside, table, step, inside, GROUPS, gain,
-            BITS, KIND, BESIDE, MIDDLE, FACTOR, GROUP, WIDTH,
-        )  # fmt: skip
-        acc = tl.dot(some, weight.to(x.dtype.element_ty), acc)
-        packed = following
+        fourth = tl.load(words + tl.minimum(step + 3, last - 1) * (STEP * COLUMNS) + at)
+        for run in tl.static_range(0, PLACES, RUN):
+            k = step * SPAN + 32 * run + tl.arange(0, 32 * RUN)
+            here = (m < M)[:, None] if WHOLE else (m < M)[:, None] & (k < K)[None, :]
+            some = tl.load(x + m[:, None] * K + k[None, :], here, 0.0)
+            level = levels_of(packed, table, run, RUN, BITS, KIND, MIDDLE, HALF).to(some.dtype)
+            if GROUP == 0:
+                acc = tl.dot(some, level, acc)
+            else:
+                part = tl.dot(some, level)
+                spot = tl.minimum((step * SPAN + 32 * run) // GROUP, GROUPS - 1) * COLUMNS + inside
+                scale = tl.load(scales + spot).to(tl.float32) * (FACTOR * gain)
+                if BESIDE != NOTHING:
+                    aside = tl.load(beside + spot).to(tl.float32)
+                    total = tl.sum(some.to(tl.float32), 1)
+                    if BESIDE == ZEROS:
+                        aside = (MIDDLE - aside) * scale
+                    acc = tl.fma(total[:, None], aside[None, :], acc)
+                acc = tl.fma(part, tl.broadcast_to(scale[None, :], part.shape), acc)
+        packed = second
+        second = third
+        third = fourth
     if GROUP == 0:
         acc *= (tl.load(scales + inside).to(tl.float32) * (FACTOR * gain))[None, :]
     n = column + tl.arange(0, WIDTH)
@@ -238,23 +267,27 @@ def add_up(parts, y, size, SPLITS, BLOCK: tl.constexpr):
 def spread(
     words, scales, beside, table, out, gain, N, K, R, GROUPS,
     BITS: tl.constexpr, KIND: tl.constexpr, BESIDE: tl.constexpr, MIDDLE: tl.constexpr,
-    FACTOR: tl.constexpr, GROUP: tl.constexpr,
+    FACTOR: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """The dense weight `[K, N]`, neighbouring outputs side by side as the codes are."""
-    SPAN: tl.constexpr = STEP * (32 // BITS)
+    PLACES: tl.constexpr = 16 // BITS
+    SPAN: tl.constexpr = 32 * PLACES
+    RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     tile = tl.program_id(0).to(tl.int64)
+    step = tl.program_id(1)
     inside = tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * STEP + tl.arange(0, STEP)
+    row = step * STEP + tl.arange(0, STEP)
     packed = tl.load(words + tile * R * COLUMNS + row[:, None] * COLUMNS + inside[None, :])
-    scales += tile * GROUPS * COLUMNS
-    weight = weights(
-        packed, scales, beside + tile * GROUPS * COLUMNS, table,
-        tl.program_id(1), inside, GROUPS, gain,
-        BITS, KIND, BESIDE, MIDDLE, FACTOR, GROUP, COLUMNS,
-    )  # fmt: skip
-    if GROUP == 0:
-        weight *= (tl.load(scales + inside).to(tl.float32) * (FACTOR * gain))[None, :]
-    k = tl.program_id(1) * SPAN + tl.arange(0, SPAN)
     n = tile * COLUMNS + inside
-    at = k[:, None].to(tl.int64) * N + n[None, :]
-    tl.store(out + at, weight.to(out.dtype.element_ty), (k < K)[:, None] & (n < N)[None, :])
+    for run in tl.static_range(0, PLACES, RUN):
+        level = levels_of(packed, table, run, RUN, BITS, KIND, MIDDLE, HALF).to(tl.float32)
+        g = 0 if GROUP == 0 else tl.minimum((step * SPAN + 32 * run) // GROUP, GROUPS - 1)
+        spot = (tile * GROUPS + g) * COLUMNS + inside
+        if BESIDE == ZEROS:
+            level -= (tl.load(beside + spot).to(tl.float32) - MIDDLE)[None, :]
+        level *= (tl.load(scales + spot).to(tl.float32) * (FACTOR * gain))[None, :]
+        if BESIDE == OFFSETS:
+            level += tl.load(beside + spot).to(tl.float32)[None, :]
+        k = step * SPAN + 32 * run + tl.arange(0, 32 * RUN)
+        place = k[:, None].to(tl.int64) * N + n[None, :]
+        tl.store(out + place, level.to(out.dtype.element_ty), (k < K)[:, None] & (n < N)[None, :])
