@@ -8,7 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +55,7 @@ def open_stack():
     @contextmanager
     def opening(*methods: str, model: str = "tiny", mode: str = "eager") -> Iterator[Opened]:
         from compresskit import artefact as artefacts, catalogue
+        from compresskit.errors import MissingExtra
         from compresskit.spec import EngineSpec, ModelSpec, RunSpec
 
         spec = RunSpec(
@@ -63,7 +64,11 @@ def open_stack():
             engine=EngineSpec(mode=mode),
             stack=tuple(catalogue.parse_method(text) for text in methods),
         )
-        with artefacts.opened(artefacts.plan(spec)) as opened:
+        with ExitStack() as stack:
+            try:
+                opened = stack.enter_context(artefacts.opened(artefacts.plan(spec)))
+            except MissingExtra as missing:
+                pytest.skip(str(missing))
             yield opened
 
     return opening

@@ -82,4 +82,8 @@ def _sum(lines: list[dict[str, Any]]) -> tuple[str, str, str]:
     """Parameters of the model (copies aside), all bytes, and those over these."""
     nbytes = sum(line["bytes"] for line in lines)
     count = sum(line["parameters"] for line in lines if "note" not in line)
-    return f"{count:,}", format_quantity(nbytes, Unit.BYTE), f"{8 * nbytes / count:.2f}" if count else "–"
+    return (
+        f"{count:,}",
+        format_quantity(nbytes, Unit.BYTE),
+        f"{8 * nbytes / count:.2f}" if count else "–",
+    )

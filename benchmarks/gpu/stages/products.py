@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.stages.settings import Settings
 
 DENSE = "torch F.linear bf16"
-DENSE_LIMIT = 1e-2
+LIMIT = 1e-2
 """Weights, inputs and outputs are rounded to bfloat16."""
 
 
@@ -35,17 +35,17 @@ def ours(
         return calls
 
     moved = weight_bytes + _around(x, make)
-    return Arm(f"{OURS} {impl}", build, moved, DENSE_LIMIT)
+    return Arm(f"{OURS} {impl}", build, moved, LIMIT)
 
 
-def dense(x: torch.Tensor, make: Callable[[int], Any], size: tuple[int, int]) -> Arm:
+def dense(x: torch.Tensor, make: Callable[[int], Any], size: tuple[int, int], limit: float) -> Arm:
     """The dense product with the same weights, dequantised beforehand."""
 
     def build(copies: int) -> list[Callable[[], torch.Tensor]]:
         weights = [make(i).dequantise().to(x.dtype) for i in range(copies)]
         return [partial(functional.linear, x, weight) for weight in weights]
 
-    return Arm(DENSE, build, 2 * size[0] * size[1] + _around(x, make, size), DENSE_LIMIT)
+    return Arm(DENSE, build, 2 * size[0] * size[1] + _around(x, make, size), limit)
 
 
 def entry(
@@ -54,16 +54,20 @@ def entry(
     make: Callable[[int], Any],
     size: tuple[int, int],
     arms: tuple[Arm, ...],
+    dense_limit: float = LIMIT,
     **shape: int | str,
 ) -> Entry:
-    """An entry against the dense product, checked against the operation's reference."""
+    """An entry against the dense product, checked against the operation's reference.
+
+    The dense product is further from it where the activations are rounded: `dense_limit`.
+    """
 
     def expected() -> torch.Tensor:
         weight = make(0)
         return choose(op, x, weight, "reference").prepare(weight)(x)
 
     shape = {**shape, "M": x.shape[0], "N": size[0], "K": size[1]}
-    return Entry(op.name, shape, expected, (dense(x, make, size), *arms), DENSE)
+    return Entry(op.name, shape, expected, (dense(x, make, size, dense_limit), *arms), DENSE)
 
 
 def inputs(settings: Settings, rows: int, width: int) -> torch.Tensor:

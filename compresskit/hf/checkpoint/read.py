@@ -112,6 +112,9 @@ def unpack(model: Any) -> None:
     if hasattr(model, "ct_decompress_hook") and quantizer is not None:
         with redirect_stderr(StringIO()):  # its progress bars
             quantizer.compressor.decompress_model(model)
+        for module in model.modules():
+            for role in ("weight_scale", "weight_zero_point", "weight_shape"):
+                module._parameters.pop(role, None)  # what the weight was made of
 
 
 def _plain(form: Form, weight: Stored) -> Stored:

@@ -188,6 +188,8 @@ class NativeProduct(Prepared):
     def tensors(self) -> dict[str, torch.Tensor]:
         """Codes, scales, zero points or offsets, and the code book of 64 bytes."""
         names = {"offsets": "zero_points", "zeros": "zero_points"}
+        if self.bits == 8:
+            names["packed"] = "codes"
         return {names.get(role, role): t for role, t in self._held.items() if t is not None}
 
 

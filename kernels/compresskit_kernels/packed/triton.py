@@ -20,6 +20,8 @@ Interpreted (see `testing`), `few_rows` is right for float16 and float32 only.
 import triton
 import triton.language as tl
 
+from compresskit_kernels import launch
+
 AFFINE = tl.constexpr(0)  # level = code - MIDDLE
 E2M1 = tl.constexpr(1)  # 4-bit floats, times 2^-14
 E4M3 = tl.constexpr(2)  # 8-bit floats, times 2^-8
@@ -30,6 +32,7 @@ OFFSETS = tl.constexpr(1)
 ZEROS = tl.constexpr(2)
 
 FLOAT16, BFLOAT16 = tl.float16, tl.bfloat16
+INTERPRETED = tl.constexpr(launch.INTERPRETED)
 
 COLUMNS = tl.constexpr(64)
 STEP = tl.constexpr(16)
@@ -48,6 +51,14 @@ def half(pair, HIGH: tl.constexpr, TYPE: tl.constexpr):
     """One of the two 16-bit floats of a word."""
     bits = (pair >> 16) & 0xFFFF if HIGH else pair & 0xFFFF
     return bits.to(tl.int16).to(TYPE, bitcast=True)
+
+
+@triton.jit
+def minus(left, right, HALF: tl.constexpr):
+    """Difference in 16 bits; the interpreter takes bfloat16 for integers, so there by way of 32."""
+    if INTERPRETED:
+        return (left.to(tl.float32) - right).to(HALF)
+    return left - right
 
 
 @triton.jit
@@ -85,6 +96,7 @@ def levels_of(
     """
     MASK: tl.constexpr = (1 << BITS) - 1
     BOTH: tl.constexpr = MASK | (MASK << 16)
+    WIDE: tl.constexpr = tl.float32 if INTERPRETED else HALF
     shifts = ((tl.arange(0, PLACES) + FIRST) * BITS)[:, None, None]
     pair = (words[None, :, :] >> shifts) & BOTH
     if KIND == TABLE:
@@ -97,21 +109,21 @@ def levels_of(
     elif HALF == tl.float16:  # 1024 + code
         if BITS == 8:
             pair = pair ^ 0x64806480
-            low = half(pair, False, HALF) - 1152.0
-            high = half(pair, True, HALF) - 1152.0
+            low = minus(half(pair, False, HALF), 1152.0, HALF)
+            high = minus(half(pair, True, HALF), 1152.0, HALF)
         else:
             pair = pair | 0x64006400
-            low = half(pair, False, HALF) - (1024.0 + MIDDLE)
-            high = half(pair, True, HALF) - (1024.0 + MIDDLE)
+            low = minus(half(pair, False, HALF), 1024.0 + MIDDLE, HALF)
+            high = minus(half(pair, True, HALF), 1024.0 + MIDDLE, HALF)
     elif BITS == 8:  # 128 + the lower seven bits, minus 128 or (top bit) 256
         seven = (pair & 0x007F007F) | 0x43004300
         top = (pair & 0x00800080) | 0x43004300
-        low = half(seven, False, HALF) - half(top, False, HALF)
-        high = half(seven, True, HALF) - half(top, True, HALF)
+        low = minus(half(seven, False, HALF), half(top, False, HALF).to(WIDE), HALF)
+        high = minus(half(seven, True, HALF), half(top, True, HALF).to(WIDE), HALF)
     else:  # 128 + code
         pair = pair | 0x43004300
-        low = half(pair, False, HALF) - (128.0 + MIDDLE)
-        high = half(pair, True, HALF) - (128.0 + MIDDLE)
+        low = minus(half(pair, False, HALF), 128.0 + MIDDLE, HALF)
+        high = minus(half(pair, True, HALF), 128.0 + MIDDLE, HALF)
     both = tl.permute(tl.join(low, high), (0, 1, 3, 2))
     return tl.reshape(both, [32 * PLACES, words.shape[1]])
 
