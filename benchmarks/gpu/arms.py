@@ -7,11 +7,11 @@ arm, and its result is held against the reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
 
@@ -62,3 +62,15 @@ class Entry:
     def slug(self) -> str:
         """File name of the record."""
         return "-".join(f"{key}{value}" for key, value in self.shape.items())
+
+    def without(self, names: Iterable[str]) -> Entry:
+        """The entry less the arms whose names hold one of these words; ours and the baseline stay."""
+        left_out = tuple(names)
+        kept = [
+            arm
+            for arm in self.arms
+            if arm.name.startswith(OURS)
+            or arm.name == self.baseline
+            or not any(word in arm.name for word in left_out)
+        ]
+        return replace(self, arms=tuple(kept))

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 # The compiler may fuse a multiply and an add; said aloud, since Triton's default is changing.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+# With the package `kernels` installed, bitsandbytes looks for newer code on the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.gpu import environment, records, runner, table  # noqa: E402
 from benchmarks.gpu.stages import STAGES, Settings  # noqa: E402
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--stages", default=",".join(STAGES), help="some of them, by comma")
     parser.add_argument("--minutes", type=float, default=10, help="start nothing new after this")
+    parser.add_argument("--without", default="", help="peers to leave out, by comma: gemlite")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes through the references")
     options = parser.parse_args(arguments)
     wanted = options.stages.split(",")
@@ -49,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print("time is up; start again to go on", file=sys.stderr)
                 break
             print(f"{entry.op} {entry.slug}", file=sys.stderr, flush=True)
+            entry = entry.without(name for name in options.without.split(",") if name)
             store.write(entry, runner.run(entry, settings))
     done = store.read()
     print(table.render(done))

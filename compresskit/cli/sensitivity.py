@@ -26,11 +26,22 @@ def sensitivity(
     group: Annotated[int, typer.Option(help="Weights that share a scale.")] = 64,
     symmetric: Annotated[bool, typer.Option(help="Levels around zero, without offsets.")] = False,
     head: Annotated[bool, typer.Option(help="Quantise the output head too.")] = True,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave layers dense, by pattern of their names; repeatable."),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "model"],
+        typer.Option(
+            help="Measure in float32 (four more bytes a parameter) or in the type of the model, "
+            "whose own rounding hides small differences."
+        ),
+    ] = "float32",
     text: Annotated[
         str, typer.Option(help="Calibration text: calibration, or a file.")
     ] = "calibration",
-    samples: Annotated[int, typer.Option(min=1, help="Pieces of that text.")] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each piece.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Rows of that text.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 64,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +83,8 @@ def sensitivity(
         "group": group,
         "symmetric": symmetric,
         "head": head,
+        "skip": skip or [],
+        "precision": precision,
         "text": text,
         "samples": samples,
         "length": length,

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit.metrics import METRICS
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from compresskit.record import Fidelity, Quality, Record
+    from compresskit.report.cells import Cell
     from compresskit.report.join import Joined, Row
     from compresskit.spec import RunSpec
 
@@ -195,18 +196,26 @@ def _where(record: Record) -> str:
 def _of_row(row: Row) -> list[Line]:
     rate = of_reading(METRICS["decode_tokens_per_s"].value(row.record))
     lines = _quality(row.record.quality.fidelity if row.record.quality else None)
-    ratio = derived.ratio(row.record, row.baseline)
-    shown = text(ratio, "ratio")
-    if ratio.value is None:
-        shown = f"n/a ({ratio.reason})"
-    elif ratio.comparison is not None and not ratio.comparison.paired:
-        shown += " (not measured side by side: no verdict)"
+    ratio = _against(derived.ratio(row.record, row.baseline))
     return [
         *lines,
         Line("decode rate (tok/s)", text(rate, "plain") if rate.value else f"n/a ({rate.reason})"),
-        Line("decode rate against the dense model", shown),
+        Line("decode rate against the dense model", ratio),
         *_weights(row.record),
     ]
+
+
+def _against(ratio: Cell) -> str:
+    """A ratio with its verdict in words."""
+    if ratio.value is None:
+        return f"n/a ({ratio.reason})"
+    found = ratio.comparison
+    if found is None or not found.paired:
+        return f"{ratio.value:.2f}x (not measured side by side: no verdict)"
+    reason = f": {found.reason}" if found.reason else ""
+    return (
+        f"{text(replace(ratio, comparison=None), 'ratio')}x, side by side ({found.verdict}{reason})"
+    )
 
 
 def _weights(record: Record) -> list[Line]:

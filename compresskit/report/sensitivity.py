@@ -67,7 +67,7 @@ def render(found: Mapping[str, Any], console: Console) -> None:
     from rich.text import Text
 
     names, stem = short([part["part"] for part in found["parts"]])
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     grid.add_column(f"KL (nats) by width\n{stem}*" if stem else "KL (nats) by width", no_wrap=True)
     for bits in found["choices"]:
         grid.add_column(f"{bits} bits", justify="right", no_wrap=True)
@@ -77,7 +77,10 @@ def render(found: Mapping[str, Any], console: Console) -> None:
             for bits, kl in part["kl_nats"].items()
         ]
         grid.add_row(Text(name), *cells)
-    console.print(grid)
+    # Rather a line that runs over the edge than a number that is cut.
+    grid.width = console.measure(grid, options=console.options.update(width=10_000)).maximum
+    console.print(grid, crop=False)
+    console.print()
     for line in lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ rule also reaches old records; `VERSION` tells which rules were in force when on
 
     1   length, times, samples, load, kernels, baseline
     2   zero durations, pace and contention of the machine, GPU telemetry, threads, cache hits, energy
-    3   dense products of quantised layers
+    3   dense products of quantised layers, calibration text
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ RULES: tuple[Callable[[Record], Iterator[Finding]], ...] = (
     machine.thread_count,
     artefact.kernels_engaged,
     artefact.packed_products,
+    artefact.unseen_text,
     artefact.no_cache_hits,
     artefact.same_protocol,
     artefact.sound_baseline,

@@ -58,6 +58,17 @@ def packed_products(record: Record) -> Iterator[Finding]:
         yield Finding(False, "kernel_not_engaged", detail)
 
 
+def unseen_text(record: Record) -> Iterator[Finding]:
+    """Quality on the text that a method was calibrated on is quality on the answers."""
+    calibration = record.facts.get("calibration")
+    likelihood = None if record.quality is None else record.quality.likelihood
+    if not isinstance(calibration, dict) or likelihood is None:
+        return
+    if calibration.get("text_sha256") == likelihood.text.sha256:
+        detail = f"calibrated on the text it is judged on ({likelihood.text.source})"
+        yield Finding(True, "calibrated_on_evaluation", detail)
+
+
 def no_cache_hits(record: Record) -> Iterator[Finding]:
     """A prompt that was answered from an earlier one was not computed.
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,6 +57,11 @@ def can_run(x: torch.Tensor) -> bool:
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def on(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Launch on the device of `x`, whichever is current."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def implementation(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -70,7 +72,7 @@ def test_the_whole_command_on_the_tiny_model(tmp_path):
         (("--choices", "2,9"), "choices"),
         (("--budget", "1"), "budget"),
         (("--budget", "2.2", *QUICK), "Raise the budget"),
-        (("--text", "embedded"), "quality is scored on"),
+        (("--text", "embedded"), "quality is measured on"),
     ],
 )
 def test_bad_input_is_one_error(words, message):
@@ -100,6 +102,14 @@ def test_the_picture_shows_parts_widths_and_what_was_chosen(tmp_path):
     first = path.read_bytes()
     picture.draw(DOCUMENT, path)
     assert path.read_bytes() == first
+
+
+def test_no_number_is_cut_on_a_narrow_terminal():
+    console = Console(file=io.StringIO(), width=20)
+    report.render(DOCUMENT, console)
+    printed = console.file.getvalue()
+    for words in ("1.00", "[0.0500]", "[0.200]", "lm_head", "model.layers.*"):
+        assert words in printed
 
 
 def test_a_variant_without_overrides_is_one_line():

@@ -180,6 +180,18 @@ def test_what_cannot_be_written_is_refused(method: str, model: str, said: str) -
         prepared(method, model)
 
 
+def test_layers_of_another_class_are_refused(tmp_path: Path) -> None:
+    """GPT-2 keeps its linear layers in `Conv1D`, which nobody would look for."""
+    from compresskit.hf.tiny import random_model
+
+    random_model("gpt2").save_pretrained(tmp_path)
+    for path in assets.tiny_path("target").glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    found = opened("quant/int8", model=str(tmp_path))
+    with pytest.raises(Conflict, match="Conv1D"):
+        write.prepare(found.system.model, tmp_path)
+
+
 def test_scales_at_run_time_are_refused() -> None:
     found = opened("quant/int8")
     for index in range(2):

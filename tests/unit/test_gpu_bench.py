@@ -1,6 +1,7 @@
 """The GPU benchmark without a GPU: every entry runs dry, wrong results and absences are told."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -114,6 +115,14 @@ def test_a_wrong_kernel_of_ours_has_no_speed_and_sets_the_exit_status():
     assert "50%" not in table.render([record])
 
 
+def test_peers_can_be_left_out_but_not_ours_nor_the_baseline():
+    one = entry(arm(), arm("compresskit triton"), arm("gemlite A16W4"), arm("bitsandbytes nf4"))
+    assert [a.name for a in one.without(["gemlite", "good", "triton"]).arms] == [
+        "good", "compresskit triton", "bitsandbytes nf4",
+    ]  # fmt: skip
+    assert one.without([]) == one
+
+
 def test_a_record_counts_only_if_whole_and_of_the_same_sort(tmp_path):
     store = records.Store(tmp_path, ABOUT)
     one = entry(arm())
@@ -170,3 +179,59 @@ def test_names_of_the_full_run_are_unique():
     shapes_small = [entry for stage in ("attention", "fused") for entry in STAGES[stage](full)]
     names = [(e.op, e.slug) for e in shapes_small]
     assert len(names) == len(set(names)) > 15
+
+
+class Gpu:
+    """A clock in place of a GPU: a call takes `seconds`, captured calls take them when replayed."""
+
+    def __init__(self, monkeypatch, seconds, captures=True):
+        self.now, self.seconds, self.captures = 0.0, seconds, captures
+        self.recording = None
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = gpu.now
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, later):
+                return 1e3 * (later.at - self.at)
+
+        class Graph:
+            def replay(self):
+                gpu.now += self.calls * gpu.seconds
+
+        @contextmanager
+        def capture(graph):
+            if not gpu.captures:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            gpu.recording, graph.calls = graph, 0
+            yield
+            gpu.recording = None
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def call(self):
+        if self.recording is not None:
+            self.recording.calls += 1
+        else:
+            self.now += self.seconds
+
+
+@pytest.mark.parametrize("captures", [True, False])
+@pytest.mark.parametrize("seconds", [5e-6, 3e-2])
+def test_a_sample_is_the_time_of_one_call(monkeypatch, seconds, captures):
+    gpu = Gpu(monkeypatch, seconds, captures)
+    timed = timing.measure([gpu.call] * 7)
+    assert timed.samples == pytest.approx([seconds] * timing.REPLAYS)
+    assert timed.graph is captures
+    assert timed.calls_per_sample % 7 == 0
+    assert timed.calls_per_sample * seconds >= 0.9 * timing.GRAPH_SECONDS

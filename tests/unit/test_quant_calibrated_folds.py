@@ -10,6 +10,7 @@ from torch import nn
 
 from compresskit.hf import blocks, modules, tiny
 from compresskit.methods.quant._fold import Bench, Fold
+from compresskit.methods.quant._linear import PackedLinear
 from compresskit.methods.quant._moments import Collector, Moments
 from compresskit.methods.quant._smooth import Scaled, _Smoothing
 
@@ -199,3 +200,15 @@ def test_a_scale_applied_at_run_time_is_rounded_to_the_type_of_the_model_first()
     assert inverse.dtype is torch.bfloat16
     torch.testing.assert_close(effective * inverse.float(), torch.ones(4))
     torch.testing.assert_close(effective, scale, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["quant/awq", "quant/smoothquant"])
+@pytest.mark.parametrize("fold_only", [True, False])
+def test_fold_only_leaves_nothing_to_do_at_run_time(open_stack, name, fold_only):
+    options = f"samples=4,length=64,fold_only={str(fold_only).lower()}"
+    with open_stack(f"{name}:{options}") as opened:
+        layers = [m for m in opened.system.model.modules() if isinstance(m, PackedLinear)]
+        scaled = sum(layer.input_scale is not None for layer in layers)
+        folded = opened.system.facts["scales_folded_into"]
+    assert (scaled == 0) is fold_only, "the tiny model's grouped heads cannot be folded into"
+    assert folded["norm"] > 0

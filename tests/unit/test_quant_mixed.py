@@ -466,8 +466,12 @@ def test_on_the_trained_model_the_choice_beats_one_width_and_a_shuffled_table(op
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(SpecError, match="text that quality is scored on"):
-        mixed(text="embedded")
+    with pytest.raises(SpecError, match="text that quality is measured on"):
+        mixed(text="embedded").search(system(llama()), CONTEXT)
+    with pytest.raises(SpecError, match="shares its weight with the output head"):
+        mixed(head=False, embeddings=True).search(system(llama()), CONTEXT)
+    with pytest.raises(SpecError, match="65 tokens a row are more"):
+        mixed(length=65).search(system(llama()), CONTEXT)
     with pytest.raises(SpecError, match="each width once"):
         mixed(choices=[4, 2])
     with pytest.raises(SpecError, match=r"budget: 2\.5 bits are asked for.*takes 3"):

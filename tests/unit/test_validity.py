@@ -361,3 +361,13 @@ def test_dense_products_of_quantised_layers_are_found_out(products, found):
         facts = {"quantized_parameters": parameters, "profile": profile}
         record = golden("dense").model_copy(update={"facts": facts})
         assert ("kernel_not_engaged" in codes(record)) is (found and parameters > 0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_calibrating_on_the_evaluation_text_is_invalid(same):
+    record = golden("dense")
+    sha256 = record.quality.likelihood.text.sha256 if same else "0" * 64
+    facts = {"calibration": {"text": "x", "text_sha256": sha256}}
+    record = record.model_copy(update={"facts": facts})
+    assert ("calibrated_on_evaluation" in codes(record)) is same
+    assert judge(record).verdict == ("INVALID" if same else "VALID")

@@ -6,17 +6,15 @@ be applied under `compresskit_kernels.dispatch.forced("reference")`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from compresskit_kernels.dequantise import Dequantised
 from torch import nn
 
 from compresskit.errors import Conflict, RunError
 from compresskit.hf import modules
 from compresskit.hf.checkpoint.form import Form, form_of, skipping, tensors_of
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Layer(NamedTuple):
@@ -55,7 +53,24 @@ def packed_layers(model: Any) -> list[Layer]:
             "nothing was packed, so there is nothing to write. Give a quantising method, such as "
             "--method quant/int4:symmetric=true."
         )
+    _refuse_other_classes(model, found)
     return found
+
+
+def _refuse_other_classes(model: Any, found: list[Layer]) -> None:
+    """Refuse what replaced something other than `nn.Linear`, which readers would not look for.
+
+    A twin without storage tells what was there before.
+    """
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+    for layer in found:
+        kind = type(twin.get_submodule(layer.name)).__name__
+        if kind != "Linear":
+            raise Conflict(
+                f"{layer.name}: a {kind} in this architecture; compressed-tensors knows layers of "
+                "the class Linear only, so that the model cannot be written."
+            )
 
 
 def _layer(name: str, module: Any, dtype: torch.dtype) -> Layer:
@@ -84,8 +99,8 @@ def _refuse_scaled(model: Any) -> None:
     if scaled:
         raise Conflict(
             f"{scaled[0]}{f' and {len(scaled) - 1} more' if scaled[1:] else ''}: the inputs are "
-            "multiplied by a scale at run time, which compressed-tensors has no place for. Leave "
-            f"such layers dense with {skipping(scaled)}."
+            "multiplied by a scale at run time, which compressed-tensors has no place for. Use "
+            f"fold_only=true, or leave such layers dense with {skipping(scaled)}."
         )
 
 

@@ -24,7 +24,7 @@ from compresskit.hf import modules
 from compresskit.hf.blocks import Stream
 from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._experts import pack_experts
-from compresskit.methods.quant._linear import _embedding, _replace_embedding, select
+from compresskit.methods.quant._linear import find_embedding, replace_embedding, select
 from compresskit.methods.quant._moments import Collector
 from compresskit.methods.quant._packed import PackedLinear
 from compresskit.methods.quant._packing import Packing
@@ -124,7 +124,7 @@ class Walk:
                     f"Leave it out with skip = ['{site.name}']."
                 )
         self.method, self.ctx, self.scheme, self.label = method, ctx, scheme, label
-        self.embedding = _embedding(model, with_head=method.head) if method.embeddings else None
+        self.embedding = find_embedding(model, with_head=method.head) if method.embeddings else None
         self.packing = Packing(system)
         self.head = modules.head(model)
         self.tied = modules.is_tied(model)
@@ -191,7 +191,7 @@ class Walk:
         if self.embedding is not None:
             head = modules.head(model)
             tied = [head.product] if self.tied and isinstance(head, PackedLinear) else []
-            _replace_embedding(self.packing, self.embedding, scheme, tied)
+            replace_embedding(self.packing, self.embedding, scheme, tied)
         self.ctx.progress(self.label, total, total)
         return self.packing.finish(
             calibration=self.text.facts, rounded_to_nearest=self.fell_back, **facts

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from compresskit.system import System
 
 __all__ = [
-    "PackedEmbedding", "PackedLinear", "Packing", "Scheme", "Stored", "quantise_linears", "select",
-    "warnings",
+    "PackedEmbedding", "PackedLinear", "Packing", "Scheme", "Stored", "find_embedding",
+    "quantise_linears", "replace_embedding", "select", "warnings",
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def quantise_linears(
     sites = select(model, with_head=with_head, skip=skip)
     packing = Packing(system)
     total = len(sites)
-    embedding = _embedding(model, with_head=with_head) if with_embeddings else None
+    embedding = find_embedding(model, with_head=with_head) if with_embeddings else None
     top = modules.head(model)
     tied: list[Prepared] = []
 
@@ -64,11 +64,11 @@ def quantise_linears(
     modules.replace_each(sites, replaced)
     pack_experts(packing, scheme_of, skip=skip, progress=progress)
     if embedding is not None:
-        _replace_embedding(packing, embedding, scheme_of(embedding), tied)
+        replace_embedding(packing, embedding, scheme_of(embedding), tied)
     return packing.finish()
 
 
-def _embedding(model: nn.Module, *, with_head: bool) -> Site:
+def find_embedding(model: nn.Module, *, with_head: bool) -> Site:
     """The input embedding as a site; refuses what could not be packed without breaking the head."""
     found = modules.embedding(model)
     if modules.is_tied(model) and not with_head:
@@ -79,7 +79,7 @@ def _embedding(model: nn.Module, *, with_head: bool) -> Site:
     return found
 
 
-def _replace_embedding(
+def replace_embedding(
     packing: Packing, site: Site, scheme: Scheme[Any], tied: list[Prepared]
 ) -> None:
     weight = site.weight()

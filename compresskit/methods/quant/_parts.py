@@ -15,10 +15,12 @@ import torch
 from compresskit_kernels.packing import packed_bytes
 from torch import nn
 
+from compresskit.errors import SpecError
 from compresskit.hf import modules
 from compresskit.methods.quant._group import fit, group_size, grouped
 from compresskit.methods.quant._linear import select
 from compresskit.methods.quant._overrides import owners
+from compresskit.methods.quant._packing import SLAB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from compresskit.methods.quant._group import ZeroPoint
 
 Granularity = Literal["layer", "part", "block", "kind"]
-
-SLAB = 1 << 20
-"""Weights rounded at a time: 4 MB in float32, times a handful of temporaries."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,14 @@ def weights_of(
     """Every weight that would be quantised, in the order of the model.
 
     Raises:
-        SpecError: a pattern of `skip` matches nothing.
+        SpecError: a pattern of `skip` matches nothing, or a tied embedding without its head.
         Conflict: nothing is left.
     """
+    if with_embeddings and modules.is_tied(model) and not with_head:
+        raise SpecError(
+            "embeddings: the embedding shares its weight with the output head, so both are packed "
+            "or none. Set head to true too."
+        )
     sites = {site.name: site for site in select(model, with_head=with_head, skip=skip)}
     experts = {site.name: site for site in modules.experts(model)}
     table = modules.embedding(model) if with_embeddings else None

@@ -68,8 +68,9 @@ class Scaled:
 class _Smoothing:
     """One walk through a model."""
 
-    def __init__(self, walk: Walk, smoother: Smoother, seed: int) -> None:
+    def __init__(self, walk: Walk, smoother: Smoother, seed: int, *, fold_only: bool) -> None:
         self.walk, self.smoother, self.seed = walk, smoother, seed
+        self.fold_only = fold_only
         self.into: dict[str, int] = {"norm": 0, "linear": 0, "run time": 0, "none": 0}
 
     def block(self, index: int, seen: list[Shared]) -> None:
@@ -87,7 +88,12 @@ class _Smoothing:
             stream = self.walk.stream
             bench = bench or Bench(stream.blocks[index].module, stream.samples[index], self.seed)
             free = [site for site in others if site.name not in divisors]
-            settled.append((one, *self._placed(scale, one, bench.fold(one, free), free, divisors)))
+            fold = bench.fold(one, free)
+            if fold is None and self.fold_only:
+                self.into["none"] += 1
+                settled.append((one, None, None))
+                continue
+            settled.append((one, *self._placed(scale, one, fold, free, divisors)))
         # Only now, since a layer's rows may have been divided for one that comes later. The bench
         # has run on the block as it was; its copies are no longer needed.
         del bench
@@ -147,7 +153,7 @@ class _Smoothing:
         """Quantise the output head; its rows must stay as they are where they are looked up too."""
         site = one.sites[0]
         scale = None
-        if not shared_with_embedding:
+        if not shared_with_embedding and not self.fold_only:
             scale = self.smoother.scale([site.weight()], one.moments)
         if scale is None:
             self.into["none"] += 1
@@ -167,10 +173,11 @@ def smooth(
     label: str,
     products: bool,
     keep: bool,
+    fold_only: bool = False,
 ) -> System:
     """Quantise `system` with the scales that `smoother` chooses."""
     walk = Walk(method, system, ctx, scheme, label)
-    smoothing = _Smoothing(walk, smoother, ctx.seed)
+    smoothing = _Smoothing(walk, smoother, ctx.seed, fold_only=fold_only)
     for index, seen in walk.blocks(products=products, keep=keep, advance=True):
         smoothing.block(index, seen)
     top = walk.at_head(products=products, keep=keep)

@@ -199,6 +199,9 @@ class AWQ(AbstractCalibrated):
     """Values of alpha to try, from 0 to below 1."""
     clip: bool = True
     """Also search for narrower ranges of each group."""
+    fold_only: bool = False
+    """Scale only where the scale folds into the layer before, as checkpoints of other tools need it;
+    the other layers are rounded as they are."""
 
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
@@ -210,4 +213,14 @@ class AWQ(AbstractCalibrated):
         }
         search = Search(**options, points=self.points, clip=self.clip)
         scheme = _group.scheme(activations=self.activations, **options)
-        return smooth(self, system, ctx, scheme, search, label="awq", products=True, keep=False)
+        return smooth(
+            self,
+            system,
+            ctx,
+            scheme,
+            search,
+            label="awq",
+            products=True,
+            keep=False,
+            fold_only=self.fold_only,
+        )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import torch
 from pydantic import AfterValidator, Field, JsonValue
 
-from compresskit import text as texts
 from compresskit.methods.quant import _budget, _divergence, _overrides, _parts, _sensitivity
-from compresskit.methods.quant._base import AbstractQuant
+from compresskit.methods.quant._calibrate import AbstractCalibrated, rows
 from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint, scheme
 from compresskit.methods.quant._linear import quantise_linears
 from compresskit.methods.quant._parts import Granularity
@@ -30,14 +29,6 @@ def _ascending(choices: tuple[Bits, ...]) -> tuple[Bits, ...]:
     return choices
 
 
-def _not_scored(text: str) -> str:
-    if text == "embedded":
-        raise ValueError(
-            "'embedded' is the text that quality is scored on; calibrate on 'calibration' or a file"
-        )
-    return text
-
-
 class Search(NamedTuple):
     """What was measured, and what follows from it."""
 
@@ -47,6 +38,8 @@ class Search(NamedTuple):
     """Name of each weight -> bits."""
     rows: torch.Tensor
     """The calibration text, int64 `[B, S]`."""
+    calibration: dict[str, JsonValue]
+    """What it is."""
 
     def patterns(self) -> dict[str, int]:
         """A pattern for the weights of each part -> bits."""
@@ -57,7 +50,7 @@ class Search(NamedTuple):
 
 
 @final
-class Mixed(AbstractQuant):
+class Mixed(AbstractCalibrated):
     """Give each part of the model its own width, so that the whole stays within a budget of bits.
 
     Every part is rounded alone to every width of `choices`, and the divergence of the next-token
@@ -93,13 +86,10 @@ class Mixed(AbstractQuant):
     activations: Activations = "float"
     """What the weights are multiplied with: 16-bit floats, or int8 rounded per token and group;
     sensitivities are those of the weights alone."""
-    text: Annotated[str, AfterValidator(_not_scored)] = "calibration"
-    """Calibration text: the shipped one or a file, never what quality is scored on."""
     samples: Annotated[int, Field(ge=1)] = 4
-    """Pieces of calibration text."""
+    """Rows of calibration tokens."""
     length: Annotated[int, Field(ge=2)] = 64
-    """Tokens of each piece."""
-
+    """Tokens a row."""
     precision: Literal["float32", "model"] = "float32"
     """Type in which sensitivities are measured. Float32 holds four more bytes a parameter while it
     lasts; in a model's own 16 bits, noise hides what the wider choices cost."""
@@ -158,14 +148,15 @@ class Mixed(AbstractQuant):
         least = sum(rounding.stored_bits(weight, self.choices[0]) for weight in weights)
         total = sum(weight.parameter().numel() for weight in weights)
         _budget.enough(self.budget, least / total)
-        rows = self.calibration(system, ctx)
+        calibration = rows(self, system, ctx)
+        tokens = torch.cat(calibration.batches)
         exact = (
             _divergence.in_float32(system.model) if self.precision == "float32" else nullcontext()
         )
         with exact:
             table = _sensitivity.measure(
                 system,
-                rows,
+                tokens,
                 parts,
                 choices=self.choices,
                 rounding=rounding,
@@ -175,21 +166,12 @@ class Mixed(AbstractQuant):
         widths = {
             name: choice.bits[entry.part] for entry in table.entries for name in entry.members
         }
-        return Search(table, choice, widths, rows)
-
-    def calibration(self, system: System, ctx: Context) -> torch.Tensor:
-        """The calibration text as int64 `[samples, length]`, each with the tokenizer's own start."""
-        first = texts.bos(system.tokenizer)
-        body = self.length - (first is not None)
-        ids = torch.tensor(ctx.calibration(self.text, self.samples * body))
-        rows = ids.view(self.samples, body)
-        if first is None:
-            return rows
-        return torch.cat([torch.full((self.samples, 1), first), rows], dim=1)
+        return Search(table, choice, widths, tokens, calibration.facts)
 
     def facts(self, found: Search) -> dict[str, JsonValue]:
         """What the search says about itself."""
         return {
+            "calibration": found.calibration,
             "mixed_sensitivity": found.table.document(found.choice.bits),
             "mixed_sensitivity_tokens": found.table.tokens,
             "mixed_budget_bits": self.budget,

@@ -94,6 +94,9 @@ class SmoothQuant(AbstractCalibrated):
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the difficulty that moves into the weights; 0.5 halves it, 0.8 suits wild outliers."""
+    fold_only: bool = False
+    """Scale only where the scale folds into the layer before, as checkpoints of other tools need it;
+    the other layers are rounded as they are."""
 
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
@@ -106,4 +109,5 @@ class SmoothQuant(AbstractCalibrated):
             label="smoothquant",
             products=False,
             keep=True,
+            fold_only=self.fold_only,
         )

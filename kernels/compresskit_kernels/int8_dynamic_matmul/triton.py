@@ -69,7 +69,7 @@ def product(
     codes, weight, steps, scales, out, M, N, PADDED, SPLITS, ROWS: tl.constexpr,
     WIDTH: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, FINAL: tl.constexpr,
 ):  # fmt: skip
-    """y `[M, N]` when `FINAL`, else int32 parts `[SPLITS, M, N]`; `WHOLE`: DEPTH divides the rows.
+    """Give y `[M, N]` when `FINAL`, else int32 parts `[SPLITS, M, N]`; `WHOLE`: DEPTH divides K.
 
     Programs of eight blocks of rows walk through the columns together, so that what one reads of
     the weight the others find in the second-level cache.
@@ -140,7 +140,7 @@ class Int8Product(Prepared):
         flat = x.reshape(-1, self.width).contiguous()
         y = flat.new_empty(flat.shape[0], self.height)
         if flat.shape[0]:
-            with torch.cuda.device_of(flat):
+            with launch.on(flat):
                 self._multiply(*self.round(flat), y)
         return y.view(*x.shape[:-1], self.height)
 

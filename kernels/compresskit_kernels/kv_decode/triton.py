@@ -35,8 +35,8 @@ ROUTINE = Use("kv_decode", "triton: split over the context + merge")
 MOST_PARTS = 64
 SHORTEST_PART = 256
 """Slots below which another program costs more than it saves."""
-WARPS_AT_ONCE = 12
-"""On a multiprocessor: a thread takes up to 168 of its 65536 registers."""
+REGISTERS = 65536
+"""Of a multiprocessor; they decide how many programs it runs at once."""
 MERGED = 64
 """Columns of a program that merges."""
 LOG2E = 1.4426950408889634
@@ -304,7 +304,8 @@ def attend(
         q = q.contiguous()
     keys, values = _plain(keys), _plain(values)
     options = configuration(width, rows)
-    at_once = WARPS_AT_ONCE // options["num_warps"] * _processors(q.device)
+    threads = 32 * options["num_warps"]
+    at_once = REGISTERS // (threads * options["maxnreg"]) * _processors(q.device)
     parts = parts or max(1, min(at_once // (batch * kv_heads), slots // SHORTEST_PART, MOST_PARTS))
     out = torch.empty((batch, heads, queries, width), dtype=q.dtype, device=q.device)
     # One part needs no merging and writes the result; its log-sum-exp is dropped.
@@ -357,18 +358,23 @@ def attend(
 
 
 def configuration(width: int, rows: int) -> dict[str, int]:
-    """Slots of a step, warps and stages of the software pipeline, for D and the rows of queries.
+    """Slots of a step, warps, pipeline stages and registers a thread, for D and the query rows.
 
-    Chosen without a GPU: the widest steps whose registers fit (see `testing.spills`).
+    Chosen without a GPU: the widest steps whose registers fit (see `testing.spills`), three
+    programs of four warps on a multiprocessor where the rows are few. The registers are bounded by
+    hand, because the compiler would rather spill a little and run a fourth.
     """
     if rows > 32:
         block = 16 if rows > 64 or width > 128 else 32
-        return {"BLOCK": block, "num_warps": 8, "num_stages": 2}
-    if width > 128:
-        return {"BLOCK": 16 if rows > 16 else 32, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK": block, "num_warps": 8, "num_stages": 2, "maxnreg": 255}
     if rows > 16:
-        return {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
-    return {"BLOCK": 64, "num_warps": 4, "num_stages": 4 if width <= 64 else 3}
+        if width > 128:
+            return {"BLOCK": 16, "num_warps": 8, "num_stages": 2, "maxnreg": 255}
+        return {"BLOCK": 32, "num_warps": 4, "num_stages": 3, "maxnreg": 255}
+    if width > 128:
+        return {"BLOCK": 32, "num_warps": 8, "num_stages": 2, "maxnreg": 168}
+    stages = 4 if width <= 64 else 3
+    return {"BLOCK": 64, "num_warps": 4, "num_stages": stages, "maxnreg": 168}
 
 
 def _pointers(side: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -121,7 +121,7 @@ class PackedProduct(Prepared):
         """Multiply x `[..., K]`."""
         flat = x.reshape(-1, self.width).contiguous()
         rows = flat.shape[0]
-        with torch.cuda.device_of(flat):
+        with launch.on(flat):
             if rows == 1 and self.alone(flat.dtype):
                 y = self._one(flat)
             elif rows <= MOST:
@@ -178,7 +178,7 @@ class PackedProduct(Prepared):
             x, *self._weight(), out, self.gain, rows, self.height, self.width, self.words.shape[1],
             self.groups, parts, **self.constants, HALF=_half(x.dtype), ROWS=tile.rows, WIDTH=tile.columns,
             WHOLE=self.full,
-            num_warps=tile.warps,
+            num_warps=warps(tile, self.bits),
             # A pipeline would bring every look-up of a code book by way of shared memory.
             num_stages=1 if self.book is not None else tile.stages, **launch.FUSED,
         )  # fmt: skip
@@ -223,6 +223,11 @@ class PackedProduct(Prepared):
         extra = {"zero_points": self._beside, "table": self.book}
         held = {role: tensor for role, tensor in extra.items() if tensor is not None}
         return {"packed": self.words, "scales": self.scales, **held}
+
+
+def warps(tile: launch.Tile, bits: int) -> int:
+    """Warps of a `few_rows` program: a step of 2-bit codes holds 256 inputs, too many for as few."""
+    return 2 * tile.warps if bits == 2 else tile.warps
 
 
 def _half(dtype: torch.dtype) -> Any:

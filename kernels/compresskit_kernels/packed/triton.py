@@ -15,7 +15,7 @@ Interpreted (see `testing`), `few_rows` is right for float16 and float32 only.
 """
 # Triton's language has types of its own:
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
-# ruff: noqa: ANN001, ANN202, ANN201
+# ruff: noqa: ANN001, ANN201
 
 import triton
 import triton.language as tl
@@ -106,7 +106,7 @@ def levels_of(
         pair = small_floats(pair, KIND)
         low = half(pair, False, tl.float16).to(tl.float32).to(HALF)
         high = half(pair, True, tl.float16).to(tl.float32).to(HALF)
-    elif HALF == tl.float16:  # 1024 + code
+    elif tl.float16 == HALF:  # 1024 + code
         if BITS == 8:
             pair = pair ^ 0x64806480
             low = minus(half(pair, False, HALF), 1152.0, HALF)
@@ -135,7 +135,7 @@ def one_row(
     FACTOR: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """y `[N]` of x `[K]`; a program makes `WIDTH` outputs, `DEPTH` rows of words a step.
+    """Multiply one row: y `[N]` of x `[K]`; a program makes `WIDTH` outputs, `DEPTH` rows of words a step.
 
     The whole inner dimension stays in one program, so that there are no parts to add up. The lanes
     of a warp cover `WIDTH` / 8 outputs times several rows; a lane has 8 outputs, so that two loads
@@ -156,10 +156,7 @@ def one_row(
     for start in range(0, R, DEPTH):
         row = start + tl.arange(0, DEPTH)
         at = row[:, None] * COLUMNS + inside[None, :]
-        if WHOLE:
-            packed = tl.load(words + at)
-        else:
-            packed = tl.load(words + at, (row < R)[:, None], 0)
+        packed = tl.load(words + at) if WHOLE else tl.load(words + at, (row < R)[:, None], 0)
         step = row // STEP * SPAN
         inputs = step + row % STEP * 2
         near = x + inputs  # what differs from it by a constant becomes part of the load
