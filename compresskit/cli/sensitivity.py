@@ -40,8 +40,8 @@ def sensitivity(
     text: Annotated[
         str, typer.Option(help="Calibration text: calibration, or a file.")
     ] = "calibration",
-    samples: Annotated[int, typer.Option(min=1, help="Rows of that text.")] = 4,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Rows of that text.")] = 1,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a row.")] = 256,
     out: Annotated[
         Path | None,
         typer.Option(

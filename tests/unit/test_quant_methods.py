@@ -20,12 +20,12 @@ from transformers import (
 from compresskit.device import resolve
 from compresskit.errors import Conflict, RunError, SpecError
 from compresskit.hf import modules
+from compresskit.method import Context
 from compresskit.methods.quant import _linear, int4, int8
 from compresskit.methods.quant._group import quantise
 from compresskit.methods.quant.int4 import Int4
 from compresskit.methods.quant.int8 import Int8
 from compresskit.methods.quant.intn import IntN
-from compresskit.method import Context
 from compresskit.system import System
 from compresskit.traits import Trait
 

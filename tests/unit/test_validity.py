@@ -366,7 +366,7 @@ def test_dense_products_of_quantised_layers_are_found_out(products, found):
 @pytest.mark.parametrize("same", [True, False])
 def test_calibrating_on_the_evaluation_text_is_invalid(same):
     record = golden("dense")
-    sha256 = record.quality.likelihood.text.sha256 if same else "0" * 64
+    sha256 = record.quality.likelihood.text.sha256 if same else "1" * 64
     facts = {"calibration": {"text": "x", "text_sha256": sha256}}
     record = record.model_copy(update={"facts": facts})
     assert ("calibrated_on_evaluation" in codes(record)) is same

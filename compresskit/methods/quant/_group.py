@@ -23,8 +23,9 @@ Activations = Literal["float", "int8"]
 
 
 class Grid(NamedTuple):
-    """The levels of each group: weight = (code - 2^(bits-1)) * scale + offset, or with zeros
-    (code - zero) * scale.
+    """The levels of each group of weights.
+
+    weight = (code - 2^(bits - 1)) * scale + offset, or with zeros (code - zero) * scale.
     """
 
     scales: torch.Tensor

@@ -86,9 +86,12 @@ class Mixed(AbstractCalibrated):
     activations: Activations = "float"
     """What the weights are multiplied with: 16-bit floats, or int8 rounded per token and group;
     sensitivities are those of the weights alone."""
-    samples: Annotated[int, Field(ge=1)] = 4
-    """Rows of calibration tokens."""
-    length: Annotated[int, Field(ge=2)] = 64
+    # Short rows give the first tokens, whose activations are extreme, a weight that they do not have
+    # in use. SmolLM2-135M at 4.5 bits, held-out KL: 0.268 nats with 4 rows of 64, which is what
+    # 4 bits everywhere give; 0.245 with one row of 256.
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Rows of calibration tokens; more take proportionally longer."""
+    length: Annotated[int, Field(ge=2)] = 256
     """Tokens a row."""
     precision: Literal["float32", "model"] = "float32"
     """Type in which sensitivities are measured. Float32 holds four more bytes a parameter while it

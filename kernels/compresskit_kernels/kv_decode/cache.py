@@ -72,6 +72,8 @@ class Rows:
     def dequantise(self) -> torch.Tensor:
         """All slots in float32, `[B, K, S, D]`."""
         levels = self.levels()
+        if self.groups == 1 and self.offsets is None:
+            return levels * self.scales.float()
         grouped = levels.reshape(*levels.shape[:-1], self.groups, -1)
         grouped = grouped * self.scales.float().unsqueeze(-1)
         if self.offsets is not None:

@@ -148,7 +148,7 @@ def one_row(
     RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
-    inside = column % COLUMNS + tl.arange(0, WIDTH)
+    inside = tl.multiple_of(column % COLUMNS, WIDTH) + tl.arange(0, WIDTH)
     words += tile * R * COLUMNS
     scales += tile * GROUPS * COLUMNS
     beside += tile * GROUPS * COLUMNS
@@ -215,7 +215,7 @@ def few_rows(
     RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
-    inside = column % COLUMNS + tl.arange(0, WIDTH)
+    inside = tl.multiple_of(column % COLUMNS, WIDTH) + tl.arange(0, WIDTH)
     words += tile * R * COLUMNS
     scales += tile * GROUPS * COLUMNS
     beside += tile * GROUPS * COLUMNS
