@@ -21,7 +21,13 @@ SHAPES: tuple[tuple[int, int, int], ...] = (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-RELATIVE_ERROR = {"reference": 1e-6, "native": 6e-3, "cpu": 6e-3, "dequantised": 6e-3, "triton": 1e-3}
+RELATIVE_ERROR = {
+    "reference": 1e-6,
+    "native": 6e-3,
+    "cpu": 6e-3,
+    "dequantised": 6e-3,
+    "triton": 1e-3,
+}
 """Largest ‖y - y64‖ / ‖y64‖ for an input of float32, by implementation, with y64 the formula in
 float64 on the same codes (Triton's tensor cores round float32 inputs to tf32). Outputs of narrower types add their own rounding (`ROUNDING`)."""
 

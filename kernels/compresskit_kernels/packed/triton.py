@@ -9,7 +9,7 @@ Weight of a code: `level(code) * scale + offset`, level by `KIND`. An H100 has t
 instructions a 4-bit code before memory has brought the next, so a code turns into a float without a
 conversion: its bits are put into the mantissa of a power of two, and the power is subtracted, which
 is exact. Scales multiply sums, not weights: once a group in float32, so that the tensor cores meet
-exact levels and nothing is rounded before the result.
+exact levels and nothing is rounded before the result (float32 inputs: to tf32, in `few_rows`).
 
 Interpreted (see `testing`), `few_rows` is right for float16 and float32 only.
 """
@@ -148,6 +148,7 @@ def one_row(
     RUN: tl.constexpr = PLACES if GROUP == 0 or GROUP >= SPAN else GROUP // 32
     column = tl.program_id(0) * WIDTH
     tile = (column // COLUMNS).to(tl.int64)
+    # Triton 3.6 does not see by itself that the loads below begin at whole 16 bytes.
     inside = tl.multiple_of(column % COLUMNS, WIDTH) + tl.arange(0, WIDTH)
     words += tile * R * COLUMNS
     scales += tile * GROUPS * COLUMNS
