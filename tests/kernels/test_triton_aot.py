@@ -232,9 +232,9 @@ def test_the_whole_grid(weight, capability):
         ("bf16", "fp16"), launch.tiles("packed_few_rows", GPUS[capability])
     ):
         allowed = 8 * narrow_loads(weight)  # the warps of a larger tile load scales side by side
-        found = complaints(
-            few_rows(weight, capability, tile, x), wide=8, narrow=allowed, dense=True
-        )
+        wide = 4 if weight[0] == 2 else 8  # twice the warps share the same words
+        compiled = few_rows(weight, capability, tile, x)
+        found = complaints(compiled, wide=wide, narrow=allowed, dense=True)
         assert not found, (x, tile)
     for x in ("bf16", "fp32"):
         found = complaints(one_row(weight, capability, x), wide=4, narrow=350, dense=False)

@@ -29,7 +29,8 @@ RELATIVE_ERROR = {
     "triton": 1e-3,
 }
 """Largest ‖y - y64‖ / ‖y64‖ for an input of float32, by implementation, with y64 the formula in
-float64 on the same codes (Triton's tensor cores round float32 inputs to tf32). Outputs of narrower types add their own rounding (`ROUNDING`)."""
+float64 on the same codes (Triton's tensor cores round float32 inputs to tf32). Outputs of narrower
+types add their own rounding (`ROUNDING`)."""
 
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 """Relative rounding of an output of this type."""
