@@ -1,4 +1,4 @@
-"""One linear layer, four ways: plain, prepacked, int8, int4. Microseconds per call, one thread.
+"""One linear layer, eight ways: dense, prepacked and packed. Microseconds per call, one thread.
 
     pytest benchmarks/bench_ops.py --benchmark-only --benchmark-columns=min,median
 
@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from compresskit_kernels import int4_matmul, int8_matmul
+from compresskit_kernels import (
+    grouped_dynamic_matmul,
+    grouped_matmul,
+    int8_dynamic_matmul,
+    int8_matmul,
+)
 from compresskit_kernels.dispatch import Prepared, choose
 from torch import nn
 
 from compresskit.hf.prepack import PrepackedLinear
-from compresskit.methods.quant import int4, int8
+from compresskit.methods.quant import int8
+from compresskit.methods.quant._group import quantise
 
 SHAPES = {
     "qo 576x576": (576, 576),
@@ -42,17 +48,40 @@ def prepacked(weight: torch.Tensor) -> nn.Module:
     return PrepackedLinear(weight.bfloat16(), None)
 
 
-def packed_int8(weight: torch.Tensor) -> Prepared:
+def w8a16(weight: torch.Tensor) -> Prepared:
     stored = int8.quantise(weight)
-    return choose(int8_matmul.OP, weight).prepare(stored)
+    return choose(int8_matmul.OP, weight, stored).prepare(stored)
 
 
-def packed_int4(weight: torch.Tensor) -> Prepared:
-    stored = int4.quantise(weight, group=64, symmetric=False)
-    return choose(int4_matmul.OP, weight).prepare(stored)
+def w8a16_torch(weight: torch.Tensor) -> Prepared:
+    stored = int8.quantise(weight)
+    return choose(int8_matmul.OP, weight, stored, "cpu").prepare(stored)
 
 
-@pytest.mark.parametrize("make", [plain, prepacked, packed_int8, packed_int4])
+def w8a8(weight: torch.Tensor) -> Prepared:
+    stored = int8.quantise(weight)
+    return choose(int8_dynamic_matmul.OP, weight, stored).prepare(stored)
+
+
+def w4a16(weight: torch.Tensor) -> Prepared:
+    stored = quantise(weight)
+    return choose(grouped_matmul.OP, weight, stored).prepare(stored)
+
+
+def w4a16_torch(weight: torch.Tensor) -> Prepared:
+    stored = quantise(weight)
+    return choose(grouped_matmul.OP, weight, stored, "cpu").prepare(stored)
+
+
+def w4a8(weight: torch.Tensor) -> Prepared:
+    stored = quantise(weight)
+    return choose(grouped_dynamic_matmul.OP, weight, stored).prepare(stored)
+
+
+WAYS = [plain, prepacked, w8a16, w8a16_torch, w8a8, w4a16, w4a16_torch, w4a8]
+
+
+@pytest.mark.parametrize("make", WAYS)
 @pytest.mark.parametrize("rows", [1, 4, 16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear(

@@ -10,7 +10,6 @@ from compresskit.decode import autoregressive
 from compresskit.engine import AbstractEngine
 from compresskit.errors import Conflict
 from compresskit.hf import load
-from compresskit.hf.attention import use_decode_attention
 from compresskit.hf.cache import new_dynamic
 from compresskit.hf.step import eager_step
 from compresskit.spec import Mode
@@ -71,6 +70,9 @@ class Native(AbstractEngine):
         loaded = load.load_model(path, model, device)
         config = loaded.model.config
         if self.mode != "compiled":  # inductor has attention of its own
+            # Imported here: it brings transformers' modelling code, seconds of it.
+            from compresskit.hf.attention import use_decode_attention
+
             use_decode_attention(loaded.model, device)
         yield System(
             model=loaded.model,

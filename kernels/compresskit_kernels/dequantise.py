@@ -56,6 +56,8 @@ class Dequantised(Prepared):
         weight = self.weight.dequantise()
         if self.rounded is not None:
             flat = self.rounded(x.reshape(x.shape[:-1].numel(), x.shape[-1]), self.weight)
+            if not self.in_float32:
+                flat, weight = flat.to(x.dtype), weight.to(x.dtype)
             return functional.linear(flat, weight).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
         if self.in_float32:
             return functional.linear(x.float(), weight).to(x.dtype)
@@ -82,7 +84,7 @@ def reference(op: str, rounded: Round | None = None) -> Implementation[W]:
     )
 
 
-def on_cuda(op: str) -> Implementation[W]:
+def on_cuda(op: str, rounded: Round | None = None) -> Implementation[W]:
     """The path of CUDA devices: dequantise, then a dense product in the type of x."""
     routine = Use(op, "cuda: torch dequantise + matmul")
     return Implementation(
@@ -90,5 +92,5 @@ def on_cuda(op: str) -> Implementation[W]:
         detail=routine.routine,
         needs="a floating-point input on a CUDA device",
         supports=lambda x, _: x.is_cuda and x.is_floating_point(),
-        prepare=lambda weight: Dequantised(weight, routine, in_float32=False),
+        prepare=lambda weight: Dequantised(weight, routine, in_float32=False, rounded=rounded),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from compresskit import catalogue, stats
-from compresskit.report import join, markdown, table
+from compresskit.report import bits, cells, join, markdown, table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -44,9 +45,44 @@ def interleaved() -> str:
     return "\n".join(lines) + f"\n\nOur loop over the bare model, median of pairs: {cost:+.1%}.\n"
 
 
+SHOWN = {
+    "effective_bits_per_parameter": ("bits/param", "plain"),
+    "weights_bytes": ("weights", "quantity"),
+    "decode_ratio_to_baseline": ("× eager dense", "ratio"),
+    "decode_ratio_to_best_dense": ("× best dense", "ratio"),
+    "kl_mean_nats": ("KL (nats)", "plain"),
+    "top1_agreement": ("same top-1", "percent"),
+}
+ON_GRID = "⚠"
+
+
+def schemes(suite: str) -> str:
+    """The weight schemes of one suite: at equal bits side by side, the closest to dense first."""
+    folders = sorted((ROOT / "results").glob(f"*/{suite}"))
+    built = bits.by_bits(table.build(join.load(folders)))
+    (group,) = built.groups
+    dense = next(row for row in group.rows if row.dense and row.mode == "eager")
+    heads = ["scheme", *(head for head, _ in SHOWN.values()), "ppl ratio"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --: |" * (len(heads) - 1)]
+    flagged = False
+    for row in group.rows:
+        on_grid = any("already on this grid" in reason for reason in row.validity.reasons)
+        flagged |= on_grid
+        shown = [cells.text(row.cells[key], style) for key, (_, style) in SHOWN.items()]
+        own, base = row.cells["perplexity"].value, dense.cells["perplexity"].value
+        ratio = f"{own / base:.3f}" if own and base and not row.dense else "–"
+        name = f"{row.name()} {ON_GRID}" if on_grid else row.name()
+        lines.append(f"| {' | '.join([name.replace('quant/', ''), *shown, ratio])} |")
+    if flagged:
+        lines += ["", f"{ON_GRID} the baseline lies on this very grid already: not to be ranked."]
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.parametrize(
     ("page", "name", "make"),
     [
+        ("README.md", "quantization", partial(schemes, "quantization")),
+        ("benchmarks/README.md", "gemma", partial(schemes, "quantization-gemma")),
         ("README.md", "methods", methods),
         ("README.md", "demo", demo),
         ("benchmarks/README.md", "interleaved", interleaved),

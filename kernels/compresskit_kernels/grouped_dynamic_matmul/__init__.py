@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit_kernels.activations import round_rows
-from compresskit_kernels.dequantise import reference
+from compresskit_kernels.dequantise import on_cuda, reference
 from compresskit_kernels.dispatch import Op, choose
 from compresskit_kernels.grouped_dynamic_matmul import native
 from compresskit_kernels.grouped_matmul.weight import GroupedWeight
@@ -31,7 +31,11 @@ def _rounded(x: torch.Tensor, weight: GroupedWeight) -> torch.Tensor:
 
 OP: Op[GroupedWeight] = Op(
     "grouped_dynamic_matmul",
-    (native.IMPLEMENTATION, reference("grouped_dynamic_matmul", _rounded)),
+    (
+        native.IMPLEMENTATION,
+        on_cuda("grouped_dynamic_matmul", _rounded),
+        reference("grouped_dynamic_matmul", _rounded),
+    ),
 )
 
 

@@ -106,7 +106,7 @@ class NativeProduct(Prepared):
         packed = torch.zeros(tiles * chunks * bits * 64, dtype=torch.uint8)
         codes = codes.contiguous()
         library.compresskit_lay_out(codes.data_ptr(), rows, width, bits, packed.data_ptr())
-        levels = _levels(bits, table) if bits <= 5 and kind is not Kind.FLOAT8 else None
+        levels = None if table is None else _levels(table)
         self._held = {
             "packed": packed,
             "scales": _tiled(scales.to(torch.bfloat16)),
@@ -193,10 +193,9 @@ class NativeProduct(Prepared):
         return {names.get(role, role): t for role, t in self._held.items() if t is not None}
 
 
-def _levels(bits: int, table: tuple[float, ...] | None) -> torch.Tensor:
+def _levels(table: tuple[float, ...]) -> torch.Tensor:
     """The 32 bfloat16 numbers that a code of at most 5 bits picks from."""
-    levels = table if table is not None else tuple(c - 2 ** (bits - 1) for c in range(2**bits))
-    return torch.tensor([*levels, *([0.0] * (32 - len(levels)))], dtype=torch.bfloat16)
+    return torch.tensor([*table, *([0.0] * (32 - len(table)))], dtype=torch.bfloat16)
 
 
 def _tiled(values: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ extern "C" struct Weight {
   const uint16_t* scales;   // bfloat16 [tiles][groups][16]
   const uint16_t* offsets;  // the same, or null
   const uint8_t* zeros;     // [tiles][groups][16], or null
-  const uint16_t* table;    // 32 bfloat16 levels; affine: the code minus the middle code
+  const uint16_t* table;    // 32 bfloat16 levels of a code book, or null
   int64_t rows, width, group;
   int32_t bits, kind;
   float gain;
@@ -534,7 +534,7 @@ void spread_tile(const Weight& w, const Shape& s, int64_t t, uint16_t* to) {
   const int64_t left = w.rows - t * 16 < 16 ? w.rows - t * 16 : 16;
   alignas(64) uint8_t unit[8][16][4];
   float table[32];
-  for (int i = 0; i < 32; i++) table[i] = BITS <= 5 ? single_of(w.table, i, BF16) : 0.0f;
+  for (int i = 0; i < 32; i++) table[i] = w.table ? single_of(w.table, i, BF16) : 0.0f;
   const float middle = float(1 << (BITS - 1));
   const float gain = w.kind == FLOAT8 ? w.gain * 0x1p120f : w.gain;
   for (int64_t c = 0; c < s.padded / 32; c++) {
@@ -552,9 +552,7 @@ void spread_tile(const Weight& w, const Shape& s, int64_t t, uint16_t* to) {
         __m512 level;
         if (w.kind == FLOAT8) {
           level = single(wide, 0);
-        } else if constexpr (BITS <= 4) {
-          level = _mm512_permutexvar_ps(wide, _mm512_loadu_ps(table));
-        } else if constexpr (BITS == 5) {
+        } else if (w.table) {  // at most 5 bits
           level = _mm512_permutex2var_ps(_mm512_loadu_ps(table), wide, _mm512_loadu_ps(table + 16));
         } else {
           level = _mm512_sub_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(middle));
