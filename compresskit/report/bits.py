@@ -28,6 +28,14 @@ def bits_of(row: Row) -> float | None:
     return row.cells[KEY].value
 
 
+def on_grid(row: Row) -> bool:
+    """Whether the dense model was on the row's own grid already, which makes its quality mean nothing.
+
+    Quantising leaves that warning in the facts, and the verdict repeats it.
+    """
+    return any("already on this grid" in reason for reason in row.validity.reasons)
+
+
 def by_bits(table: Table) -> Table:
     """The same table with the rows of each group in bands of bits, widest first."""
     notes = dict.fromkeys(table.notes)
@@ -61,11 +69,11 @@ def _noted(row: Row, notes: dict[str, None]) -> Row:
 
 
 def _closeness(row: Row) -> tuple[int, float]:
-    """Dense rows, then by KL; rows without one last, in the order they came in."""
+    """Dense rows, then by KL; last, unranked, those without one or on the grid of the baseline."""
     kl = row.cells["kl_mean_nats"].value
     if row.dense:
         return (0, 0.0)
-    return (2, 0.0) if kl is None else (1, kl)
+    return (2, 0.0) if kl is None or on_grid(row) else (1, kl)
 
 
 def _name(floor: int, bits: list[float]) -> str:

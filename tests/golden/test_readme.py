@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def schemes(suite: str) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- |" + " --: |" * (len(heads) - 1)]
     flagged = False
     for row in group.rows:
-        on_grid = any("already on this grid" in reason for reason in row.validity.reasons)
+        on_grid = bits.on_grid(row)
         flagged |= on_grid
-        shown = [cells.text(row.cells[key], style) for key, (_, style) in SHOWN.items()]
+        shown = [
+            cells.text(replace(row.cells[key], note=None), style)
+            for key, (_, style) in SHOWN.items()
+        ]
         own, base = row.cells["perplexity"].value, dense.cells["perplexity"].value
         ratio = f"{own / base:.3f}" if own and base and not row.dense else "–"
         name = f"{row.name()} {ON_GRID}" if on_grid else row.name()

@@ -1,7 +1,7 @@
 """The Triton products compiled ahead of time for sm_80 and sm_90: what the machine code must hold.
 
 Wide loads, no spilled registers, tensor cores where there is more than one row. The configurations
-are those of the tables in `tuned/`; the whole grid runs with `-m slow`.
+are those of the tables in `tuned/`; the whole grid runs with `-m grid`.
 """
 
 import importlib.util
@@ -224,7 +224,7 @@ def test_pointers_of_unknown_alignment_cost_the_wide_loads():
     assert complaints(compiled, wide=4, narrow=16, dense=False)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("capability", GPUS)
 @pytest.mark.parametrize("weight", COMMON + OTHERS, ids=str)
 def test_the_whole_grid(weight, capability):
@@ -242,7 +242,7 @@ def test_the_whole_grid(weight, capability):
     assert not complaints(spread(weight, capability), wide=2, narrow=300, dense=False)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("capability", GPUS)
 def test_the_whole_grid_of_int8(capability):
     for tile in launch.tiles("int8_product", GPUS[capability]):

@@ -345,7 +345,7 @@ def test_a_kernel_that_spills_is_noticed():
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize(("kind", "groups"), [("int8", 1), ("int4", 1), ("int4", 2), ("fp8", 1)])

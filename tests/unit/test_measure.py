@@ -149,4 +149,5 @@ class LoadsADraft(AbstractMethod):
 def test_a_method_can_load_another_model_and_calibrate() -> None:
     plan = artefacts.plan(RunSpec(device="cpu"))
     with artefacts.opened(replace(plan, methods=(Placed("x/y", LoadsADraft()),))) as opened:
-        assert opened.system.facts == {"draft_layers": 2, "calibration": 32, "dtype": "float32"}
+        told = {"draft_layers": 2, "calibration": 32, "dtype": "float32"}
+        assert told.items() <= opened.system.facts.items()

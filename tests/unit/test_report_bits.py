@@ -203,3 +203,9 @@ def test_the_command_groups_and_draws(tmp_path):
     tree = json.loads(done.stdout)
     assert all(row["band"] for group in tree["groups"] for row in group["rows"])
     assert picture.read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_row_on_the_grid_of_its_baseline_is_not_ranked():
+    good, flagged = Point(4.2, 0.3, "a", False), Point(4.5, 0.001, "b", False, unranked=True)
+    assert tradeoff.front([good, flagged]) == [good]
+    assert tradeoff.front([good, flagged._replace(unranked=False)])[-1].name == "b"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compresskit.errors import UsageError
-from compresskit.report.bits import bits_of
+from compresskit.report.bits import bits_of, on_grid
 from compresskit.report.plot import canvas
 from compresskit.report.plot.labels import annotate
 
@@ -29,6 +29,8 @@ class Point(NamedTuple):
     name: str
     hollow: bool
     """Simulated: the quality is real, the speed is not shown anywhere."""
+    unranked: bool = False
+    """The dense model lay on this very grid: its KL says nothing of full-precision weights."""
 
 
 def points(group: Group) -> list[Point]:
@@ -39,19 +41,22 @@ def points(group: Group) -> list[Point]:
         if bits is None or kl is None or kl <= 0 or row.dense or row.validity.verdict == "INVALID":
             continue
         simulated = any(cell.kind == "simulated" for cell in row.cells.values())
-        found.append(Point(bits, kl, row.name(), simulated))
+        found.append(Point(bits, kl, row.name(), simulated, on_grid(row)))
     return found
 
 
 def front(found: Sequence[Point]) -> list[Point]:
     """The Pareto front, from few bits to many: each has a smaller KL than all with fewer bits.
 
+    Unranked points are passed over.
+
     >>> a, b, c = (Point(bits, kl, "", False) for bits, kl in ((4, 0.2), (5, 0.3), (8, 0.01)))
     >>> front([c, b, a]) == [a, c]
     True
     """
     best: list[Point] = []
-    for point in sorted(found, key=lambda one: (one.bits, one.kl)):
+    ranked = [point for point in found if not point.unranked]
+    for point in sorted(ranked, key=lambda one: (one.bits, one.kl)):
         if not best or point.kl < best[-1].kl:
             best.append(point)
     return best
@@ -87,7 +92,8 @@ def _panel(axes: Any, group: Group) -> None:
     for point in shown:
         colour = canvas.COLOURS[families.index(_family(point)) % len(canvas.COLOURS)]
         face = "none" if point.hollow else colour
-        axes.plot(point.bits, point.kl, "o", markersize=6, color=colour, markerfacecolor=face)
+        shape = "X" if point.unranked else "o"
+        axes.plot(point.bits, point.kl, shape, markersize=6, color=colour, markerfacecolor=face)
     best = front(shown)
     axes.plot(
         [p.bits for p in best],
@@ -110,6 +116,8 @@ def _panel(axes: Any, group: Group) -> None:
     axes.set_axisbelow(True)
     if any(point.hollow for point in shown):
         axes.plot([], [], "o", color="#555555", markerfacecolor="none", label="simulated")
+    if any(point.unranked for point in shown):
+        axes.plot([], [], "X", color="#555555", label="baseline on this very grid: not ranked")
     axes.legend(fontsize=7.5, loc="best", framealpha=0.9)
 
 
