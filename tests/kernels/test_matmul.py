@@ -222,7 +222,8 @@ def test_the_same_call_gives_the_same_bits(kind, impl, rows):
 @pytest.mark.parametrize("kind", OPS)
 def test_the_same_bits_on_every_number_of_threads(kind):
     one = prepared(kind, "native", weight_of(kind, 129, 576))
-    x = torch.randn(5, 576).bfloat16()
+    x = torch.randn(90, 576).bfloat16()  # enough work for it to be shared
+    assert 144 * 576 * 90 > 1 << 22
     alone = one(x)
     torch.set_num_threads(2)
     try:
