@@ -60,6 +60,8 @@ ON_GRID = "⚠"
 def schemes(suite: str) -> str:
     """The weight schemes of one suite: at equal bits side by side, the closest to dense first."""
     folders = sorted((ROOT / "results").glob(f"*/{suite}"))
+    if not folders:  # not measured yet
+        return ""
     built = bits.by_bits(table.build(join.load(folders)))
     (group,) = built.groups
     dense = next(row for row in group.rows if row.dense and row.mode == "eager")

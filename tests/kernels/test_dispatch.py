@@ -28,7 +28,9 @@ def test_an_explicit_choice_that_cannot_run_raises():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(LookupError, match=r"'tritn'.*auto, .*native, cpu, .*dequantised, reference"):
+    with pytest.raises(
+        LookupError, match=r"'tritn'.*auto, .*native, cpu, .*dequantised, reference"
+    ):
         dispatch.choose(OP, torch.ones(1, 8), WEIGHT, "tritn")
 
 
