@@ -7,7 +7,8 @@ own and leaves the rest (sliding windows, recurrent states, shared layers) as th
 
 To write a cache method, subclass `Layer`, list in `tensors` what it holds, say in `holds` what that
 is called in the accounts, and implement `update`. Resetting, beam reordering, batching and cropping
-then cover all of it.
+then cover all of it. A layer that wants to see queries, or to answer attention itself, returns
+`hand(self, keys), values` from `update` and implements `attend` (see `hf.attention`).
 
 transformers is followed from 5.17 to 5.23 by letting `DynamicCache` read the config: how it
 describes layer types changed in between, which class a full-attention layer has did not.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
+    from compresskit.hf.attention import Call
     from compresskit.system import NewCache
 
 TOKENS = -2
@@ -66,6 +68,13 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
         for name, rows in new.items():
             held = getattr(self, name)
             setattr(self, name, torch.cat((rows,) if held is None else (held, rows), dim=TOKENS))
+
+    def attend(self, call: Call) -> torch.Tensor:
+        """Answer the attention over what `update` handed out: `[B, T, H, D]`.
+
+        Called only for keys marked by `hand`, right after `update`.
+        """
+        return call.dense()
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replace every tensor held by `change` of it."""
@@ -111,6 +120,25 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     def prefetch(self) -> None:
         """Move everything back to the model's device."""
         self.each(lambda held: held.to(self.device, non_blocking=True))
+
+
+_OWNER = "_compresskit_layer"
+
+
+def hand(layer: Layer, keys: torch.Tensor) -> torch.Tensor:
+    """Return `keys` as a view marked as handed out by `layer`: attention over it asks the layer.
+
+    A view, because a mark on a tensor that the layer holds would be a cycle of references, and
+    caches would outlive their request.
+    """
+    marked = keys.detach()
+    setattr(marked, _OWNER, layer)
+    return marked
+
+
+def owner(keys: torch.Tensor) -> Layer | None:
+    """The layer that handed out `keys`, if one did."""
+    return getattr(keys, _OWNER, None)
 
 
 def new_dynamic(config: PreTrainedConfig) -> Cache:
