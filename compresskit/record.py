@@ -131,9 +131,15 @@ class MemoryPass(Stored):
     """Number of parameters of the model as loaded, before compression."""
     cache_bytes: dict[str, int]
     """Bytes that the cache holds, by what they are (keys_values, codes, scales, residual, index)."""
+    # Left out where it is not known, so that older records are written as they were read.
+    dense_cache: Annotated[dict[str, int] | None, Field(exclude_if=lambda one: one is None)] = None
+    """What the model's own cache would hold at this batch and length, by the keys and values that
+    arrived: `bytes` in the model's type, and how many `numbers` these are. Null in older records,
+    and where no keys and values are cached."""
     moved_bytes: dict[str, int] | None = None
     """Bytes that one decode step at this batch and cache length has to read: weights (an embedding
-    only where it is also the head; of a mixture only the active experts), cache."""
+    only where it is also the head; of a mixture only the active experts), cache; and `cache_copy`,
+    the full-precision copy that a step writes where a quantised cache is unpacked whole."""
     operations_per_step: int | None = None
     """Operations that torch dispatches in the last decode step, views left out; null where a step is
     a compiled graph, which dispatches none."""
@@ -318,12 +324,58 @@ class GreedyComparison(Stored):
     """Hash of the artefact's token ids per prompt."""
 
 
+class TaskAnswers(Stored):
+    """One system's answers to the prompts of one task, in order."""
+
+    scores: tuple[float, ...]
+    """Share of the references that the answer holds, per prompt."""
+    lengths: tuple[int, ...]
+    """Tokens of each answer."""
+    outputs_sha256: tuple[str, ...] = ()
+    """Hash of the answers' token ids, per prompt."""
+    context_tokens: tuple[int, ...] = ()
+    """Tokens that a shortened prompt was left with; empty where the whole prompt was given."""
+
+
+class TaskResult(Stored):
+    """One long-context task: the artefact, the full cache and the controls on the same prompts."""
+
+    task: str
+    prompt_tokens: tuple[int, ...]
+    """Tokens of each prompt, its question and the given beginning of the answer included."""
+    depths: tuple[float | None, ...]
+    """Where the needle of each prompt lies, 0 to 1; null where there is no such place."""
+    answers: dict[str, TaskAnswers]
+    """The artefact's, by when the question came: aware or agnostic."""
+    reference: dict[str, TaskAnswers] = Field(default_factory=dict)
+    """The baseline's with its full cache, always both ways: the difference between the two is
+    rounding, the noise floor. If the run is its own baseline, `answers` hold one way or both, and
+    this holds both."""
+    controls: dict[str, TaskAnswers] = Field(default_factory=dict)
+    """The baseline's on damaged prompts, which must be worse. removed: the needles are cut out;
+    truncated_aware, truncated_agnostic: only as many of the newest tokens as a full cache holds in
+    the bytes that the artefact's cache took."""
+
+
+class TaskQuality(Stored):
+    """Long-context tasks; every figure is computed from the answers of the single prompts."""
+
+    protocol_id: str
+    """Style, length, and the hash of all prompts: scores across ids are not compared."""
+    baseline_digest: str | None = None
+    """The run that the reference is; null if it is this one."""
+    results: tuple[TaskResult, ...]
+    notes: tuple[str, ...] = ()
+
+
 class Quality(Stored):
     """The quality pass; a part that was not possible is null and `notes` says why."""
 
     likelihood: Likelihood | None = None
     fidelity: Fidelity | None = None
     greedy: GreedyComparison | None = None
+    # Left out where no task was asked for, as in the spec.
+    tasks: Annotated[TaskQuality | None, Field(exclude_if=lambda tasks: tasks is None)] = None
     notes: tuple[str, ...] = ()
     seconds: float | None = None
 

@@ -198,6 +198,8 @@ def judge_quality(plan: Plan, artefact: Opened, notify: Notify = silent) -> Qual
         "cache_changed": not {Trait.DENSE_CACHE, Trait.FULL_CONTEXT} <= artefact.traits,
         "batch_allowed": Trait.BATCH in artefact.traits,
         "baseline_digest": reference.digest(),
+        "tiny": plan.source.kind == "tiny",
+        "seed": spec.seed,
         "progress": lambda label, done, total: notify("quality", f"{label} {done}/{total}"),
     }
     notify("quality")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -166,6 +166,44 @@ class ProtocolSpec(Frozen):
     """Where no counter exists, estimate CPU energy by a documented model; always marked."""
 
 
+TaskName = Literal[
+    "niah_single", "niah_multikey", "niah_multivalue", "variable_tracking", "common_words"
+]
+ALL_TASKS: tuple[TaskName, ...] = get_args(TaskName)
+
+
+class TaskSpec(Frozen):
+    """Long-context tasks: what is asked, how long the prompts are, where the needles lie."""
+
+    names: Annotated[tuple[TaskName, ...], Field(min_length=1)] = ALL_TASKS
+    tokens: Annotated[int, Field(ge=32)] = 512
+    """Tokens of a prompt, question included, by the model's own tokenizer; at most a sentence less."""
+    samples: Annotated[int, Field(ge=1)] = 20
+    """Prompts of each task."""
+    depths: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    )
+    """Where the needle lies, from 0 (beginning) to 1 (right before the question); the prompts take
+    turns. Of several needles it is the first one that is placed."""
+    needles: Annotated[int, Field(ge=2, le=8)] = 4
+    """Keys, values, links of the chain or common words of the tasks with more than one needle."""
+    questions: Annotated[tuple[Literal["aware", "agnostic"], ...], Field(min_length=1)] = (
+        "aware",
+        "agnostic",
+    )
+    """aware: text and question in one prefill, so that a cache may be compressed with the question in
+    view. agnostic: the text is compressed before the question comes. Either way every token of the
+    answer is predicted from the compressed cache."""
+    style: Literal["auto", "plain", "tiny"] = "auto"
+    """plain: English. tiny: the language of the shipped tiny models. auto: tiny for those, else plain."""
+    chat: bool = False
+    """Ask in the tokenizer's chat template instead of letting the model complete a text."""
+
+
 class QualitySpec(Frozen):
     """Text and protocol of the quality pass."""
 
@@ -187,6 +225,9 @@ class QualitySpec(Frozen):
     greedy_prompts: Annotated[int, Field(ge=0)] = 4
     """Prompts whose greedy continuations are compared with the baseline's."""
     greedy_tokens: Annotated[int, Field(ge=1)] = 48
+    # Left out where there is none, so that runs without tasks keep the digest they always had.
+    tasks: Annotated[TaskSpec | None, Field(exclude_if=lambda tasks: tasks is None)] = None
+    """Long-context tasks to answer; none unless asked for."""
 
 
 class Prices(Frozen):

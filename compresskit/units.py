@@ -58,6 +58,31 @@ _PREFIXES = (
 )
 
 
+_MULTIPLES = {"": 1, "B": 1}
+_MULTIPLES |= {f"{prefix}B": 10 ** (3 * n) for n, prefix in enumerate("KMGT", start=1)}
+_MULTIPLES |= {f"{prefix}IB": 1024**n for n, prefix in enumerate("KMGT", start=1)}
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes: plain, with a decimal prefix (MB) or a binary one (MiB).
+
+    >>> [parse_bytes(text) for text in ("4096", "64 MB", "1.5GiB")]
+    [4096, 64000000, 1610612736]
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = text.rstrip("BbIiKkMmGgTt ")
+    unit = text[len(number) :].strip().upper()
+    try:
+        size = float(number) * _MULTIPLES[unit]
+        return int(size)
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError(
+            f"{text!r} is no number of bytes; write it as 4096, 64MB or 1GiB"
+        ) from None
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Print `value` with `digits` significant digits and no exponent where it can be read without.
 

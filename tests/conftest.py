@@ -57,6 +57,7 @@ def open_stack():
         from compresskit import artefact as artefacts, catalogue
         from compresskit.errors import MissingExtra
         from compresskit.spec import EngineSpec, ModelSpec, RunSpec
+        from compresskit.traits import Trait
 
         spec = RunSpec(
             model=ModelSpec(name=model),
@@ -64,9 +65,14 @@ def open_stack():
             engine=EngineSpec(mode=mode),
             stack=tuple(catalogue.parse_method(text) for text in methods),
         )
+        plan = artefacts.plan(spec)
+        hardware = {Trait.CUDA, Trait.BF16, Trait.FP8, Trait.TRITON} - set(plan.device.traits)
+        for placed in plan.methods:
+            if lacking := placed.method.effects().requires & hardware:
+                pytest.skip(f"{placed.name} needs {', '.join(sorted(lacking))}")
         with ExitStack() as stack:
             try:
-                opened = stack.enter_context(artefacts.opened(artefacts.plan(spec)))
+                opened = stack.enter_context(artefacts.opened(plan))
             except MissingExtra as missing:
                 pytest.skip(str(missing))
             yield opened

@@ -24,6 +24,7 @@ from compresskit.cli.generate import generate
 from compresskit.cli.import_ import import_
 from compresskit.cli.listing import methods, models
 from compresskit.cli.memory import memory
+from compresskit.cli.replay import replay
 from compresskit.cli.run import run
 from compresskit.cli.schema import schema
 from compresskit.cli.sensitivity import sensitivity
@@ -79,6 +80,7 @@ for command in (
     schema,
     calibrate,
     sensitivity,
+    replay,
 ):
     app.command()(command)
 app.command("export")(export)

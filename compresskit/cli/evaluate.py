@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from compresskit.cli import options
+from compresskit.cli import options, task_options
 
 if TYPE_CHECKING:
     from compresskit.record import Quality
@@ -35,6 +35,11 @@ def evaluate(
     greedy_prompts: Annotated[
         int, typer.Option(min=0, help="Greedy continuations to compare; 0 skips them.")
     ] = 4,
+    task: task_options.Tasks = None,
+    task_tokens: task_options.TaskTokens = 512,
+    task_samples: task_options.TaskSamples = 20,
+    task_depth: task_options.TaskDepths = None,
+    task_chat: task_options.TaskChat = False,
     device: options.DeviceName = "auto",
     dtype: options.DtypeName = "auto",
     threads: options.Threads = 1,
@@ -51,6 +56,8 @@ def evaluate(
       compresskit evaluate --method quant/int4:group=32
 
       compresskit evaluate -m pypi:smollm2-135m --method kv/int8 --text book.txt --json
+
+      compresskit evaluate --method kv/knorm:ratio=0.5 --task niah_single --task niah_multikey
     """
     from compresskit import artefact as artefacts, runner
     from compresskit.cli.progress import console, source_progress
@@ -76,6 +83,7 @@ def evaluate(
             "continuation": continuation,
             "windows": windows,
             "greedy_prompts": greedy_prompts,
+            **task_options.document(task, task_tokens, task_samples, task_depth, chat=task_chat),
         },
         seed=seed,
     )
@@ -131,5 +139,10 @@ def _show(label: str, quality: Quality) -> None:
         line(
             f"  greedy       {100 * greedy.exact_match:.0f} % identical; first different token: {', '.join(first)}"
         )
+    if quality.tasks is not None:
+        from compresskit.report import tasks
+
+        for told in tasks.lines(quality.tasks):
+            line(f"  {told}")
     for note in quality.notes:
         line(f"  note         {note}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from compresskit.cli import options
+from compresskit.cli import options, task_options
 from compresskit.errors import Exit
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ def run(
             "--pass", help="latency, throughput, memory, energy, quality; repeat. [default: all]"
         ),
     ] = None,
+    task: task_options.Tasks = None,
+    task_tokens: task_options.TaskTokens = 512,
+    task_samples: task_options.TaskSamples = 20,
+    task_depth: task_options.TaskDepths = None,
+    task_chat: task_options.TaskChat = False,
     estimate_energy: Annotated[
         bool,
         typer.Option(
@@ -118,7 +123,12 @@ def run(
                 "estimate_energy": estimate_energy,
                 **({"passes": passes} if passes else {}),
             },
-            quality={"text": text},
+            quality={
+                "text": text,
+                **task_options.document(
+                    task, task_tokens, task_samples, task_depth, chat=task_chat
+                ),
+            },
             seed=seed,
         )
         specs = suites.unique([spec.baseline(), spec] if baseline else [spec])

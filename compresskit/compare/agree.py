@@ -47,6 +47,10 @@ REFUSED = (
     Key("prompt text", lambda one: one.prompts and one.prompts.sha256),
     Key("prompts", lambda one: one.prompts_sha256),
     Key("quality protocol", _likelihood(lambda found: found.protocol_id)),
+    Key(
+        "task prompts",
+        lambda one: one.quality and one.quality.tasks and one.quality.tasks.protocol_id,
+    ),
     Key("quality text", _likelihood(lambda found: found.text.sha256)),
 )
 _SPEC_PARTS = ("workload", "sampling", "protocol", "quality", "seed")

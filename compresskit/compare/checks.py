@@ -8,6 +8,7 @@ Where the tolerances come from
               (llama.cpp's q4_K_M on Llama-3-8B: 0.0050), ten times what an 8-bit one does.
     kl        0.0005 nats per token: what a whole 8-bit format costs (q8_0 on Llama-2-7B: 0.0004).
     top-1     half a percentage point.
+    tasks     five percentage points: one prompt of twenty.
     clocks    1.25 across sessions: processes of one program differ by more than their repetitions
               do. Measured with the tiny model, 34 sessions of unchanged code, up to 68 % of the
               time waiting for a CPU, 1 632 comparisons net of waiting: 105 were called worse at
@@ -68,6 +69,10 @@ CHECKS: tuple[Check, ...] = (
           look="what the method does to weights or cache"),
     Check("top1_agreement", "quality", "higher", quality.by_window(quality.top1), Unit.RATIO, 0.005,
           look="what the method does to weights or cache"),
+    Check("task_score_aware", "quality", "higher", quality.by_window(quality.tasks("aware")),
+          Unit.RATIO, 0.05, look="which task lost, and at which depth"),
+    Check("task_score_agnostic", "quality", "higher", quality.by_window(quality.tasks("agnostic")),
+          Unit.RATIO, 0.05, look="which task lost, and at which depth"),
     Check("greedy_exact_match", "quality", "higher", quality.exact_match, Unit.RATIO,
           look="first_divergence of the greedy comparison"),
     Check("length_ratio", "quality", "none", quality.length_ratio, Unit.RATIO,

@@ -60,6 +60,18 @@ def top1(record: Record) -> Windows | None:
     return Windows([agreed / max(1, tokens) for agreed, tokens in pairs], found.window_tokens)
 
 
+def tasks(when: str) -> Callable[[Record], Windows | None]:
+    """Score of every prompt of the long-context tasks asked `when`, each prompt a window of its own."""
+
+    def read(record: Record) -> Windows | None:
+        found = None if record.quality is None else record.quality.tasks
+        answers = [] if found is None else [one.answers.get(when) for one in found.results]
+        scores = [score for one in answers if one is not None for score in one.scores]
+        return Windows(scores, [1] * len(scores)) if scores else None
+
+    return read
+
+
 def by_window(read: Callable[[Record], Windows | None]) -> Judge:
     """Compare a quantity window by window."""
 

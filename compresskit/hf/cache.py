@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from compresskit.errors import Conflict, RunError
@@ -258,20 +259,32 @@ def _named_tensors(caches: Iterable[Cache]) -> Iterator[tuple[str, torch.Tensor]
     distinct: dict[tuple[int, int, torch.Size], tuple[str, torch.Tensor]] = {}
     for cache in caches:
         for part in (cache, *cache.layers):
-            holds = getattr(part, "holds", KEYS_VALUES)
-            for name, value in vars(part).items():
-                for tensor in _tensors(value):
-                    same = tensor.untyped_storage().data_ptr(), tensor.data_ptr(), tensor.shape
-                    distinct.setdefault(same, (holds.get(name, "other"), tensor))
+            # A layer whose attributes are not one kind each names its tensors itself.
+            named = getattr(part, "named_tensors", None)
+            for kind, tensor in _by_attribute(part) if named is None else named():
+                same = tensor.untyped_storage().data_ptr(), tensor.data_ptr(), tensor.shape
+                distinct.setdefault(same, (kind, tensor))
     yield from sorted(distinct.values(), key=lambda one: one[0] == "other")
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def _by_attribute(part: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    holds = getattr(part, "holds", KEYS_VALUES)
+    for name, value in vars(part).items():
+        for tensor in tensors_in(value):
+            yield holds.get(name, "other"), tensor
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Every plain tensor in `value`: itself, in collections, inside tensor subclasses."""
     if isinstance(value, torch.Tensor):
-        yield value
+        if is_traceable_wrapper_subclass(value):
+            for name in value.__tensor_flatten__()[0]:
+                yield from tensors_in(getattr(value, name))
+        else:
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

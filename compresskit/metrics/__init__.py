@@ -21,6 +21,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from compresskit.metrics.cache import CACHE
 from compresskit.metrics.core import Better, Metric
 from compresskit.metrics.cost import COST
 from compresskit.metrics.energy import ENERGY
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
-        for metric in (*SPEED, *COST, *MEMORY, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)
+        for metric in (*SPEED, *COST, *MEMORY, *CACHE, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)
     }
 )
 

@@ -138,7 +138,8 @@ def _compute_s(record: Record, step: _Step, limits: Limits) -> float | None:
     rate, memory = limits.matmul_flops_per_second, step.memory
     if record.model is None or limits.dtype != record.model.dtype or not isinstance(rate, Measured):
         return None
-    read = step.moved - (memory.moved_bytes or {}).get("cache", 0)
+    moved = memory.moved_bytes or {}
+    read = step.moved - moved.get("cache", 0) - moved.get("cache_copy", 0)
     # A compiled graph may hold copies of the weights as constants beside them.
     held = sum(size for kind, size in memory.weights_bytes.items() if kind != "constants")
     share = min(1.0, read / held) if held else 1.0

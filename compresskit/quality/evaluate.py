@@ -1,7 +1,8 @@
-"""The quality pass: likelihood, fidelity to the baseline, greedy continuations.
+"""The quality pass: likelihood, fidelity to the baseline, greedy continuations, long-context tasks.
 
     text ──► plan ──► scores of the artefact (beside the baseline's) ──► Likelihood, Fidelity
       └────► prompts ──► greedy continuations of both ──────────────────► GreedyComparison
+    tasks ──► long prompts with needles ──► answers of both, and of controls ──► TaskQuality
 
 What could not be measured is null, with the reason in `notes`.
 """
@@ -15,6 +16,7 @@ from compresskit.quality import greedy, protocol
 from compresskit.quality.batches import noise_floor, score_alone, score_pair, silent
 from compresskit.quality.fidelity import fidelity
 from compresskit.quality.likelihood import likelihood
+from compresskit.quality.long.judge import judge
 from compresskit.record import GreedyComparison, Quality
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ def evaluate(
     cache_changed: bool,
     batch_allowed: bool,
     baseline_digest: str,
+    tiny: bool = False,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Quality:
     """Score `system`, and its distance from `baseline` unless it is the baseline itself (None).
@@ -46,11 +50,13 @@ def evaluate(
             through it shows the loss.
         batch_allowed: several windows or prompts may go through the artefact together.
         baseline_digest: the run that the fidelity is relative to.
+        tiny: the model is one of the shipped tiny ones: tasks speak their language.
+        seed: of the tasks' prompts.
         progress: told after each batch.
 
     Raises:
         InputError: the text cannot be used or is too short.
-        SpecError: a window is longer than the model's context.
+        SpecError: a window or a task's prompt is longer than the model's context.
         RunError: the logits are not finite.
     """
     text = texts.load(spec.text)
@@ -59,10 +65,21 @@ def evaluate(
     )
     scored_bytes = plan.scored_bytes(system)
     notes = list(_notes(plan, spec, cache_changed=cache_changed))
+    tasks = None
+    if spec.tasks is not None:
+        tasks = judge(
+            system,
+            baseline,
+            spec.tasks,
+            tiny=tiny,
+            seed=seed,
+            baseline_digest=baseline_digest,
+            progress=progress,
+        )
     if baseline is None:
         found = likelihood(score_alone(system, plan, progress), plan, scored_bytes)
         notes.append("no fidelity: this run is its own baseline")
-        return Quality(likelihood=found, notes=tuple(notes))
+        return Quality(likelihood=found, tasks=tasks, notes=tuple(notes))
     compared = score_pair(system, baseline, plan, progress)
     notes.append(noise_floor(baseline, plan))
     if cache_changed and not compared.kl.any():
@@ -74,6 +91,7 @@ def evaluate(
         likelihood=likelihood(compared.nll, plan, scored_bytes),
         fidelity=fidelity(compared, plan, baseline_digest),
         greedy=_greedy(system, baseline, plan, spec, progress, batch_allowed=batch_allowed),
+        tasks=tasks,
         notes=tuple(notes),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from compresskit.report.cells import Style
 
-Section = Literal["speed", "cost and quality", "limits and money", "batch", "files"]
+Section = Literal["speed", "cost and quality", "tasks", "limits and money", "batch", "files"]
 """Where a column is printed; `files` is for CSV and JSON only."""
 When = Literal["always", "some number", "per_hour", "per_kwh", "grams_co2_per_kwh"]
 """Which tables show a column: all, those with a number in it, those whose user gave that price."""
@@ -68,6 +68,11 @@ _LIMITS_AND_MONEY = (
     ),
 )
 
+_CACHE = (
+    Column("cache_nominal_ratio", "cache ÷\nasked", "cost and quality", "ratio", "some number"),
+    Column("cache_achieved_ratio", "cache ÷\nheld", "cost and quality", "ratio", "some number"),
+)
+
 COLUMNS = (
     Column("decode_tokens_per_s", "decode\ntok/s", "speed", "plain"),
     Column("decode_ratio_to_baseline", "× same-mode\ndense", "speed", "ratio"),
@@ -77,6 +82,7 @@ COLUMNS = (
     Column("tokens_per_step", "tok/\nstep", "speed", "plain", when="some number"),
     Column("weights_bytes", "weights", "cost and quality", "quantity"),
     Column("kv_bytes_per_token", "cache/\ntoken", "cost and quality", "quantity"),
+    *_CACHE,
     Column("peak_bytes", "peak\nmemory", "cost and quality", "quantity"),
     Column("j_per_output_token", "energy/\ntoken", "cost and quality", "quantity"),
     Column("kl_mean_nats", "KL\n(nats)", "cost and quality", "plain"),
@@ -94,6 +100,9 @@ COLUMNS = (
             "acceptance_rate",
             "acceptance_length",
             "effective_bits_per_parameter",
+            "cache_effective_bits",
+            "cache_bytes_read_per_token",
+            "cache_peak_bytes",
             "load_s",
             "apply_s",
             "compile_s",
@@ -126,5 +135,7 @@ SPEED_KEYS = frozenset(c.key for c in COLUMNS if c.section == "speed") | {
     "output_tokens_per_kwh",
 }
 """What a simulated or invalid row does not show."""
+CACHE_KEYS = frozenset(c.key for c in _CACHE)
+"""Without a cache method these say nothing."""
 SPECULATION_KEYS = frozenset({"tokens_per_step", "acceptance_rate", "acceptance_length"})
 """Without speculation these are 1 or do not exist: neither deserves a number or a footnote."""

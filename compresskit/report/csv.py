@@ -56,7 +56,9 @@ _OF_RATIO = ("low", "high", "paired", "verdict", "p", "n")
 def render(table: Table) -> str:
     """Return `table` as CSV with a header line."""
     extra = list(
-        dict.fromkeys(c.key for g in table.groups for c in g.columns if c.section == "batch")
+        dict.fromkeys(
+            c.key for g in table.groups for c in g.columns if c.section in ("batch", "tasks")
+        )
     )
     keys = [*(column.key for column in COLUMNS), *extra]
     out = io.StringIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit.metrics.money import pue
+from compresskit.report import tasks
 from compresskit.report.cells import MARKS, UNPAIRED
 from compresskit.report.labels import clean
 from compresskit.stats import ALPHA
@@ -46,6 +47,8 @@ def lines(table: Table) -> list[str]:
     legend += _energy(
         row.cells["j_per_output_token"] for group in table.groups for row in group.rows
     )
+    legend += _cache(table)
+    legend += [tasks.LEGEND] if any(group.section("tasks") for group in table.groups) else []
     legend += _limits_and_money(table)
     legend += _kinds(cells)
     return legend
@@ -85,8 +88,23 @@ def _energy(cells: Iterable[Cell]) -> Iterator[str]:
         yield f"energy/token: gross joules{error}, prefill included ({' | '.join(told)})."
 
 
+def _cache(table: Table) -> Iterator[str]:
+    """The three sizes of a cache, apart."""
+    if {"cache_nominal_ratio", "cache_achieved_ratio"} & _shown(table):
+        yield (
+            "cache ÷ asked: how many times smaller the parameters would make it, without scales and "
+            "indices. cache ÷ held: the model's own cache at the same tokens over what is really "
+            "held, all metadata included (– in both: it is the model's own). cache/token is what is "
+            "held; peak memory is that of the whole process."
+        )
+
+
+def _shown(table: Table) -> set[str]:
+    return {key for group in table.groups for key in group.shown}
+
+
 def _limits_and_money(table: Table) -> Iterator[str]:
-    shown = {key for group in table.groups for key in group.shown}
+    shown = _shown(table)
     if "roofline_fraction" in shown:
         yield (
             "of memory limit: bytes that a decode step has to read, over measured copy bandwidth "

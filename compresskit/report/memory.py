@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compresskit.metrics import METRICS
+from compresskit.metrics.cache import CACHE, changed
 from compresskit.metrics.memory import unattributed
 from compresskit.record import Unavailable
-from compresskit.units import Unit, format_quantity
+from compresskit.units import Unit, format_quantity, significant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,6 +80,7 @@ def document(records: Iterable[Record]) -> dict[str, Any]:
                 "mode": record.spec.engine.mode,
                 "model": record.spec.model.name,
                 **_pass(memory),
+                **_cache(record),
             }
             for record in records
             for memory in _passes(record)
@@ -111,6 +114,14 @@ def _pass(memory: MemoryPass) -> dict[str, Any]:
     }
 
 
+def _cache(record: Record) -> dict[str, Any]:
+    """Asked for, held and read, where a method has changed the cache."""
+    if not changed(record):
+        return {}
+    asked = {"cache": record.facts.get("cache"), "cache_nominal": record.facts["cache_nominal"]}
+    return asked | {one.name: one.value(record).model_dump(mode="json") for one in CACHE}
+
+
 def _passes(record: Record) -> list[MemoryPass]:
     """The last block's pass: bytes do not vary between blocks."""
     found = [block.passes.memory for block in record.blocks if block.passes.memory is not None]
@@ -128,10 +139,35 @@ def render(records: Iterable[Record], console: Console) -> None:
             )
             continue
         for memory in passes:
-            _one(name, memory, console)
+            _one(name, memory, console, _cache_lines(record))
 
 
-def _one(name: str, memory: MemoryPass, console: Console) -> None:
+def _cache_lines(record: Record) -> Iterator[str]:
+    """The same in words; what is not known says why."""
+    if not changed(record):
+        return
+    told = {
+        "asked for": ("cache_nominal_ratio", "the model's own / {}"),
+        "held": ("cache_achieved_ratio", "the model's own / {}"),
+        "bits per number": ("cache_effective_bits", "{}"),
+        "at its peak": ("cache_peak_bytes", "{}"),
+        "touched by one decode step": ("cache_bytes_read_per_token", "{} a row"),
+    }
+    for what, (name, words) in told.items():
+        reading = METRICS[name].value(record)
+        if isinstance(reading, Unavailable):
+            yield f"cache, {what}: n/a ({reading.reason})"
+            continue
+        unit = Unit.BYTE if reading.unit is Unit.BYTE_PER_TOKEN else reading.unit
+        shown = (
+            format_quantity(reading.value, unit)
+            if unit is Unit.BYTE
+            else significant(reading.value)
+        )
+        yield f"cache, {what}: {words.format(shown)}"
+
+
+def _one(name: str, memory: MemoryPass, console: Console, cache: Iterable[str]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -143,7 +179,8 @@ def _one(name: str, memory: MemoryPass, console: Console) -> None:
         grid.add_column(f"{account.phase}\n{account.counter}", justify="right")
     grid.add_row("peak", *(_cell(account.peak, None) for account in columns), style="bold")
     # In the order of the fullest phase: a phase may lack parts, but none has an order of its own.
-    parts = [line.part for line in max(columns, key=lambda one: len(one.lines)).lines]
+    fullest = max((account.lines for account in columns), key=len, default=())
+    parts = [line.part for line in fullest]
     for part in dict.fromkeys([*parts, *(line.part for one in columns for line in one.lines)]):
         cells = []
         for account in columns:
@@ -154,6 +191,8 @@ def _one(name: str, memory: MemoryPass, console: Console) -> None:
     for kind, held in (("weights", memory.weights_bytes), ("cache", memory.cache_bytes)):
         inside = ", ".join(f"{key} {_bytes(size)}" for key, size in held.items())
         console.print(Text(f"{kind}: {_bytes(sum(held.values()))} ({inside})"))
+    for told in cache:
+        console.print(Text(told))
     if memory.moved_bytes:
         moved = sum(memory.moved_bytes.values())
         console.print(Text(f"read by one decode step: {_bytes(moved)}"))

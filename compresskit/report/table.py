@@ -2,8 +2,8 @@
 
 Rows that may be compared share a group: one model, device, type and workload. A group has a
 section on speed, one on cost and quality, one on the machine's limits and on money where those are
-known, and, where several batch sizes were measured, one with a column per batch size. Runs that
-were skipped or failed are listed with their reason.
+known, one on long-context tasks where any were asked, and, where several batch sizes were measured,
+one with a column per batch size. Runs that were skipped or failed are listed with their reason.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from compresskit.metrics import IS_BASELINE, METRICS, decode_at
+from compresskit.metrics.cache import OWN, changed
 from compresskit.metrics.energy import ENERGY
-from compresskit.report import derived
+from compresskit.report import derived, tasks
 from compresskit.report.cells import INVALID, REFERENCE, SIMULATED, Cell, of_reading
-from compresskit.report.columns import COLUMNS, SPECULATION_KEYS, SPEED_KEYS, Column
+from compresskit.report.columns import CACHE_KEYS, COLUMNS, SPECULATION_KEYS, SPEED_KEYS, Column
 from compresskit.report.labels import clean, context, group_key, labels, short_label
 from compresskit.units import Unit
 
@@ -135,12 +136,14 @@ def _problem(record: Record) -> Problem:
 
 def _group(joined: list[JoinedRow], notes: dict[str, int]) -> Group:
     batches = _batches(row.record for row in joined)
+    asked = tasks.columns(row.record for row in joined)
     columns = (
         *COLUMNS,
+        *asked,
         *(Column(decode_at(b).name, f"batch {b}\ntok/s", "batch", "plain") for b in batches),
     )
     names = labels([row.record for row in joined])
-    rows = [_row(row, name, batches) for row, name in zip(joined, names, strict=True)]
+    rows = [_row(row, name, batches, asked) for row, name in zip(joined, names, strict=True)]
     shown = frozenset(c.key for c in columns if c.section != "files" and _has_news(c, rows))
     return Group(
         context=context(joined[0].record),
@@ -166,12 +169,13 @@ def _has_news(column: Column, rows: Sequence[Row]) -> bool:
     return any(row.prices and getattr(row.prices, column.when) is not None for row in rows)
 
 
-def _row(joined: JoinedRow, label: str, batches: list[int]) -> Row:
+def _row(joined: JoinedRow, label: str, batches: list[int], asked: Iterable[Column]) -> Row:
     record = joined.record
     cells = {column.key: _cell(column.key, joined) for column in COLUMNS}
     for batch in batches:
         metric = decode_at(batch)
         cells[metric.name] = _no_speed(joined) or _of_metric(metric, record)
+    cells |= tasks.cells(record, asked)
     cells["kl_mean_nats"] = _with_quality_notes(cells["kl_mean_nats"], record)
     return Row(
         label=label,
@@ -187,6 +191,8 @@ def _row(joined: JoinedRow, label: str, batches: list[int]) -> Row:
 def _cell(key: str, joined: JoinedRow) -> Cell:
     if key in SPECULATION_KEYS and not METRICS["acceptance_rate"].samples(joined.record):
         return Cell("reference", reason="decodes one token per step")
+    if key in CACHE_KEYS and not changed(joined.record):
+        return Cell("reference", reason=OWN)
     if key in SPEED_KEYS and (refused := _no_speed(joined)) is not None:
         return refused
     return derived.of_row(key, joined) or _of_metric(METRICS[key], joined.record)

@@ -40,6 +40,7 @@ def render(table: Table, console: Console) -> None:
         console.print(Text(group.heading(), style="bold"))
         _section(group, [_validities(group), *_columns(group, "speed")], console)
         _section(group, _columns(group, "cost and quality"), console)
+        _section(group, _columns(group, "tasks"), console)
         _section(group, _columns(group, "limits and money"), console)
         _section(group, _columns(group, "batch"), console)
     for problem in table.problems:

@@ -30,6 +30,8 @@ NAMES = catalogue.method_names()
 # Text of the kind the tiny model was trained on, so that what it does is no noise.
 PROMPT = assets.text_path("heldout").read_text(encoding="utf-8")[:900]
 NEW = 40
+ROOM = 256
+"""Tokens that a cache is made for; static ones hold no more."""
 
 
 def spec_of(name: str) -> MethodSpec:
@@ -52,7 +54,7 @@ def greedy(system, new=NEW) -> list[int]:
 @pytest.fixture(scope="module")
 def baseline(open_stack):
     with open_stack() as opened:
-        cache = opened.system.new_cache(NEW)
+        cache = opened.system.new_cache(ROOM)
         with torch.inference_mode():
             opened.system.step(torch.arange(200).unsqueeze(0), cache)
         return {
@@ -117,8 +119,9 @@ def test_runs_and_keeps_its_promises(name: str, open_stack, baseline) -> None:
         if not system.simulated:
             if stage is Stage.WEIGHTS:
                 assert sum(weight_bytes(system.model).values()) < baseline["weights"]
-            if stage is Stage.CACHE:
-                cache = system.new_cache(NEW)
+            # A control or another way to store the same rows asks for all of them.
+            if stage is Stage.CACHE and system.facts.get("cache_nominal") != {"keep_share": 1.0}:
+                cache = system.new_cache(ROOM)
                 with torch.inference_mode():
                     system.step(torch.arange(200).unsqueeze(0), cache)
                 assert sum(cache_bytes(cache).values()) < baseline["cache"]
@@ -147,7 +150,7 @@ def test_the_accounts_miss_no_tensor(stack: tuple[str, ...], open_stack) -> None
     """Classes of bytes add up to every storage that the model, and the cache, keep alive."""
     with open_stack(*map(command_line, stack)) as opened, torch.inference_mode():
         system = opened.system
-        cache = system.new_cache(NEW)
+        cache = system.new_cache(ROOM)
         system.step(torch.arange(200).unsqueeze(0), cache)
         for token in range(3):
             system.step(torch.tensor([[token]]), cache)
@@ -186,7 +189,7 @@ def test_traits_are_honest_about_rollback(name: str, open_stack) -> None:
             return
         system = opened.system
         ids = torch.tensor([system.tokenizer.encode(PROMPT)])
-        straight, detour = system.new_cache(99), system.new_cache(99)
+        straight, detour = system.new_cache(2 * ROOM), system.new_cache(2 * ROOM)
         system.step(ids, straight)
         system.step(ids, detour)
         system.step(torch.tensor([[5, 6, 7]]), detour)

@@ -5,10 +5,20 @@ import math
 import pytest
 import torch
 from compresskit_kernels import dispatch
-from compresskit_kernels.kv_decode import Rows, cases, empty, kv_decode, quantise, reference
+from compresskit_kernels.kv_decode import (
+    Rows,
+    cases,
+    empty,
+    kv_decode,
+    native,
+    quantise,
+    reference,
+)
+from compresskit_kernels.native import build
 from torch.nn import functional
 
-from compresskit.methods.kv import int8
+needs_native = pytest.mark.skipif(not build.available(), reason=build.reason())
+IMPLEMENTATIONS = [pytest.param("native", marks=needs_native), "reference"]
 
 
 def e4m3(byte):
@@ -80,9 +90,10 @@ def relative(got, want):
 
 @pytest.mark.parametrize("kinds", cases.KINDS, ids=str)
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=str)
-def test_the_reference_follows_the_formula(shape, kinds):
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_every_implementation_follows_the_formula(impl, shape, kinds):
     q, keys, values, lengths = make(shape, kinds)
-    got = kv_decode(q, keys, values, lengths=lengths, impl="reference")
+    got = kv_decode(q, keys, values, lengths=lengths, impl=impl)
     want = formula(q, keys, values, lengths)
     assert got.shape == q.shape
     assert relative(got, want) < cases.RELATIVE_ERROR[torch.float32]
@@ -105,19 +116,20 @@ def test_it_is_the_attention_of_torch_where_all_is_seen():
     assert relative(kv_decode(q, keys, values), want) < 2e-6
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("queries", [1, 4])
-def test_masks_and_a_scale_of_ones_own(queries):
+def test_masks_and_a_scale_of_ones_own(queries, impl):
     q, keys, values, lengths = make(cases.Shape(2, 4, 2, queries, 60, 32, (60, 31)))
     mask = torch.rand(2, 60) > 0.4
-    got = kv_decode(q, keys, values, lengths=lengths, mask=mask, scale=0.7)
+    got = kv_decode(q, keys, values, lengths=lengths, mask=mask, scale=0.7, impl=impl)
     assert relative(got, formula(q, keys, values, lengths, mask, 0.7)) < 2e-6
 
 
 def test_stretches_join_without_seams(monkeypatch):
     q, keys, values, lengths = make(cases.SHAPES[5])
-    whole = kv_decode(q, keys, values, lengths=lengths)
+    whole = kv_decode(q, keys, values, lengths=lengths, impl="reference")
     monkeypatch.setattr(reference, "STRETCH", 17)
-    parts = kv_decode(q, keys, values, lengths=lengths)
+    parts = kv_decode(q, keys, values, lengths=lengths, impl="reference")
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -130,13 +142,21 @@ def test_a_query_that_sees_nothing_gets_zeros():
     assert not kv_decode(q, keys, values, mask=torch.zeros(2, 100, dtype=torch.bool)).any()
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_slots_that_nobody_sees_may_hold_anything(kind):
+def test_slots_that_nobody_sees_may_hold_anything(kind, masked, impl):
     q, keys, values, lengths = make(cases.SHAPES[2], (kind, 1, kind, 1))
-    clean = kv_decode(q, keys, values, lengths=lengths)
+    options = {"lengths": lengths, "impl": impl}
+    if masked:
+        seen = torch.ones(2, 41, dtype=torch.bool)
+        seen[1, 7:-2] = False
+        options = {"mask": seen, "impl": impl}
+    clean = kv_decode(q, keys, values, **options)
     for side in (keys, values):
-        side.scales[1, :, 7:] = torch.nan
-    assert torch.equal(kv_decode(q, keys, values, lengths=lengths), clean)
+        side.scales[1, :, 7:-2] = torch.nan
+        side.scales[1, :, -2:] *= 1 if masked else torch.nan
+    assert torch.equal(kv_decode(q, keys, values, **options), clean)
 
 
 def test_a_sequence_does_not_depend_on_the_others():
@@ -177,14 +197,6 @@ def test_the_error_of_a_stored_number_is_bounded(kind, group, dtype):
     assert (error <= limit * slack + 1e-7).all()
 
 
-def test_int8_rows_are_those_of_the_cache_method():
-    x = torch.randn(2, 3, 5, 64)
-    x[0, 0, 0] = 0
-    ours, theirs = quantise(x, "int8"), int8.quantise(x)
-    assert torch.equal(ours.codes, theirs.codes)
-    assert torch.equal(ours.scales, theirs.scales)
-
-
 def test_bytes_of_a_row():
     """D + scale, D/2 + scale and offset of each group of 64, D + scale; in bytes of float16."""
     for kind, group, want in (("int8", 128, 130), ("int4", 64, 72), ("fp8", 128, 130)):
@@ -206,8 +218,12 @@ def test_a_scale_shared_by_all_tokens_takes_no_memory():
 def test_the_record_names_what_ran():
     dispatch.reset()
     q, keys, values, _ = make(cases.SHAPES[0])
-    kv_decode(q, keys, values)
+    kv_decode(q, keys, values, impl="reference")
     assert dispatch.used() == {"kv_decode": (reference.ROUTINE.routine,)}
+    dispatch.reset()
+    kv_decode(q, keys, values)
+    wanted = native.ATTEND if build.available() else reference.ROUTINE
+    assert dispatch.used() == {"kv_decode": (wanted.routine,)}
     dispatch.reset()
 
 
@@ -217,7 +233,7 @@ def test_an_explicit_choice_that_cannot_run_raises():
         kv_decode(q, keys, values, impl="triton")
     with dispatch.forced("triton"), pytest.raises(ValueError, match="CUDA"):
         kv_decode(q, keys, values)
-    with pytest.raises(LookupError, match=r"'cuda'\. Known: auto, triton, reference"):
+    with pytest.raises(LookupError, match=r"'cuda'\. Known: auto, triton, native, reference"):
         kv_decode(q, keys, values, impl="cuda")
     with pytest.raises(ValueError, match="nothing supports int64"):
         kv_decode(q.long(), keys, values)
@@ -246,7 +262,7 @@ def test_rows_that_do_not_split_are_refused():
         quantise(torch.ones(1, 1, 1, 64), "int8", group=24)
     with pytest.raises(ValueError, match="halves"):
         quantise(torch.ones(1, 1, 1, 7), "int4")
-    with pytest.raises(ValueError, match=r"unknown kind 'int5'\. Known: int8, int4, fp8"):
+    with pytest.raises(ValueError, match=r"unknown kind 'int5'\. Known: int8, fp8, int4, int3"):
         quantise(torch.ones(1, 1, 1, 8), "int5")
 
 

@@ -35,7 +35,9 @@ SMALL = {
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
+    "qwen2": GROUPED,
     "qwen3": GROUPED,
+    "olmo2": GROUPED,
     "gpt_neox": SMALL,
     "gpt2": {**SMALL, "n_inner": 48},
     "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -54,7 +56,12 @@ def random_model(architecture: str, vocabulary: int = VOCABULARY) -> Any:
     torch.manual_seed(0)
     options = {**CONFIGS[architecture], "vocab_size": vocabulary}
     config = CONFIG_MAPPING[architecture](**options)
-    return AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("k_norm.weight"):
+            # Equal weights make all keys equally long, and what goes by length a matter of rounding.
+            weight.data += torch.linspace(-0.5, 0.5, len(weight))
+    return model
 
 
 class Lab:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.cache_utils import Cache
 
 from compresskit.decode import pad
 from compresskit.errors import RunError
 from compresskit.hf.cache import cache_bytes
+from compresskit.hf.rotary import Rotary
+from compresskit.methods.kv._evict import Rule
 from compresskit.methods.kv.sink_window import SinkWindow, SinkWindowLayer, keep
 from compresskit.methods.speculative.ngram import NGram
 from compresskit.traits import Trait
@@ -23,6 +26,12 @@ def _inference():
 
 def bounded(system, *, sink=SINK, window=WINDOW):
     return SinkWindow(sink=sink, window=window).apply(system, None)
+
+
+def bounded_layer(*, rotary=None):
+    return SinkWindowLayer(
+        Rule(tokens=SINK + WINDOW, hold=True, interval=1, sink=SINK, rotary=rotary)
+    )
 
 
 def forced(system, tokens, *, cuts):
@@ -99,7 +108,7 @@ def test_a_budget_for_everything_is_bit_equal_to_the_dense_cache(lab, architectu
 
 def test_it_keeps_the_first_and_the_newest_rows():
     rows = torch.arange(2 * 3 * 20 * 2.0).view(2, 3, 20, 2)
-    layer = SinkWindowLayer(sink=SINK, window=WINDOW)
+    layer = bounded_layer()
     layer.update(rows[..., :12, :], -rows[..., :12, :])
     for index in range(12, 20):
         seen, _ = layer.update(rows[..., index : index + 1, :], -rows[..., index : index + 1, :])
@@ -135,11 +144,16 @@ def test_a_batch_of_equal_lengths_equals_its_rows_alone(lab, architecture):
 
 
 def test_padding_would_be_taken_for_sinks(lab):
-    """Why PADDED_BATCH is removed."""
+    """Why PADDED_BATCH is removed: with the check gone, rows decode differently than alone."""
     system = bounded(lab.system("llama"), window=4)
     prompts = [lab.prompt(length, seed=length)[0].tolist() for length in (3, 25)]
     tokens, mask = pad(prompts, device=torch.device("cpu"))
-    together = lab.rows(system.generate(lab.request(tokens, 16, mask=mask)))
+    request = lab.request(tokens, 16, mask=mask)
+    with pytest.raises(RunError, match="no padded batch"):
+        list(system.generate(request))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compresskit.methods.kv._evict.refuse_other_masks", lambda call: None)
+        together = lab.rows(system.generate(request))
     alone = [lab.rows(system.generate(lab.request(torch.tensor([p]), 16)))[0] for p in prompts]
     assert together != alone
 
@@ -149,7 +163,7 @@ def test_it_refuses_to_take_tokens_back(lab):
     cache = system.new_cache(64)
     system.step(lab.prompt(5), cache)
     assert not cache.is_croppable
-    with pytest.raises(RunError, match="kv/sink_window"):
+    with pytest.raises(RunError, match="cannot take tokens back"):
         cache.crop(-1)
     with pytest.raises(RunError, match="SinkWindowLayer"):
         list(NGram().apply(system, None).generate(lab.request(lab.prompt(5), 5)))
@@ -166,7 +180,7 @@ def test_a_reset_forgets_the_count_too(lab):
 
 def test_batch_members_cover_the_rows_kept():
     rows = torch.randn(3, 1, 20, 2, generator=torch.Generator().manual_seed(0))
-    layer = SinkWindowLayer(sink=SINK, window=WINDOW)
+    layer = bounded_layer()
     layer.update(rows, rows)
     kept = layer.keys
     layer.reorder_cache(torch.tensor([2, 1, 0]))
@@ -176,9 +190,43 @@ def test_batch_members_cover_the_rows_kept():
     assert torch.equal(layer.values, kept[[2, 2]])
 
 
+def test_contiguous_sinks_gather_no_rounding_errors():
+    """They move by one place a step: always from where they were, not from where they are."""
+    rotary = Rotary(torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    rows = torch.randn(1, 2, 400, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layer = bounded_layer(rotary=rotary)
+    layer.update(rows[..., :20, :], rows[..., :20, :])
+    stepwise = rotary.move(rows[..., :SINK, :], torch.tensor([20 - SINK - WINDOW]))
+    for index in range(20, 400):
+        layer.update(rows[..., index : index + 1, :], rows[..., index : index + 1, :])
+        stepwise = rotary.move(stepwise, torch.tensor([1]))
+    moved = rotary.move(rows[..., :SINK, :].float(), torch.tensor([400 - SINK - WINDOW]))
+    assert torch.equal(layer.keys[..., :SINK, :], moved.bfloat16())
+    assert (stepwise - moved).abs().max() > 10 * (moved.bfloat16() - moved).abs().max()
+    assert torch.equal(layer.keys[..., SINK:, :], rows[..., -WINDOW:, :])
+
+
+def test_the_original_sinks_are_accounted_for_and_follow_the_beams():
+    rows = torch.randn(3, 1, 20, 2, generator=torch.Generator().manual_seed(0))
+    layer = bounded_layer(rotary=Rotary(torch.ones(1)))
+    layer.update(rows, rows)
+    rest = 4 * layer.rule.rotary.frequencies.numel()
+    held = 3 * 2 * (2 * (SINK + WINDOW) + SINK) * 4
+    assert cache_bytes(Cache(layers=[layer])) == {"keys_values": held, "other": rest}
+    layer.reorder_cache(torch.tensor([2, 1, 0]))
+    assert torch.equal(layer.first, rows[[2, 1, 0], :, :SINK])
+    layer.reset()
+    assert layer.first is None
+
+
 def test_what_it_leaves_behind():
     effects = SinkWindow().effects()
-    assert effects.requires <= {Trait.OWN_CACHE, Trait.DENSE_CACHE, Trait.FULL_CONTEXT}
+    assert effects.requires == {
+        Trait.OWN_CACHE,
+        Trait.DENSE_CACHE,
+        Trait.FULL_CONTEXT,
+        Trait.ATTENTION_HOOK,
+    }
     # No second cache method can follow: it would replace these layers.
     assert Trait.OWN_CACHE not in effects.after(frozenset(Trait))
     assert not effects.after(frozenset(Trait)) & {

@@ -64,7 +64,7 @@ def readable():
 
 CACHES = {
     (): {"keys_values": 2 * 4 * ROW * SEEN},
-    ("kv/int8",): {"codes": 2 * ROW * SEEN, "scales": 2 * 4 * ROW // 32 * SEEN},
+    ("kv/int8",): {"codes": 2 * ROW * SEEN, "scales": 2 * 2 * ROW // 32 * SEEN},
     ("kv/sink_window:sink=4,window=32",): {"keys_values": 2 * 4 * ROW * 36},
     ("quant/int8",): {"keys_values": 2 * 4 * ROW * SEEN},
     ("quant/int4",): {"keys_values": 2 * 4 * ROW * SEEN},

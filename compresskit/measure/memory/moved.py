@@ -4,27 +4,55 @@
     an embedding                                  a row for each row of the batch, since it is only
                                                   looked up; all of it where it is also the head
     experts                                       those that a token is sent to
-    cache                                         all that it holds, without slack
+    cache                                         all that it holds, without slack; of a layer with
+                                                  `read_bytes`, what it says that it reads
+    cache_copy                                    what a layer that dequantises everything writes
+                                                  to attend to it, where it says so (`copied_bytes`)
 
-Activations are left out: they need not leave the processor.
+Activations are left out: they need not leave the processor. So are the copies that appending makes.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from compresskit.hf import modules
+from compresskit.hf.cache import cache_bytes
 from compresskit.hf.modules import HoldsBytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+COPY, SLACK = "copy", "slack"
+"""Kinds that are not read from the cache."""
+
+
+def cache_traffic(*caches: Any) -> dict[str, int]:
+    """Bytes that one decode step moves of `caches`, by kind as in `cache_bytes`, and `copy`.
+
+    A layer that reads less than it holds has `read_bytes() -> {kind: bytes}`; one that writes a copy
+    in full precision has `copied_bytes() -> int`.
+    """
+    traffic = cache_bytes(*caches)
+    for layer in (layer for cache in caches for layer in cache.layers):
+        if hasattr(layer, "read_bytes"):
+            for kind, size in cache_bytes(SimpleNamespace(layers=(layer,))).items():
+                traffic[kind] = traffic.get(kind, 0) - size
+            for kind, size in layer.read_bytes().items():
+                traffic[kind] = traffic.get(kind, 0) + size
+        if hasattr(layer, "copied_bytes"):
+            traffic[COPY] = traffic.get(COPY, 0) + layer.copied_bytes()
+    return {kind: size for kind, size in traffic.items() if size}
+
+
 def moved_bytes(model: Any, cache: Mapping[str, int], *, batch: int) -> dict[str, int] | None:
     """Bytes by kind; None where it cannot be told which experts a step needs.
 
+    `cache` is what `cache_traffic` says, or `cache_bytes` where all that is held is read.
     One token needs `num_experts_per_tok` experts of a layer. How many the tokens of a larger batch
     need together depends on where they are sent, so no number is given for it.
     """
@@ -77,7 +105,8 @@ def moved_bytes(model: Any, cache: Mapping[str, int], *, batch: int) -> dict[str
                 add("head", parameter.nbytes)
             else:
                 add("norm" if "Norm" in type(module).__name__ else "linear", parameter.nbytes)
-    add("cache", sum(size for kind, size in cache.items() if kind != "slack"))
+    add("cache", sum(size for kind, size in cache.items() if kind not in (COPY, SLACK)))
+    add("cache_copy", cache.get(COPY, 0))
     return moved
 
 

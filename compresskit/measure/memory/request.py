@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit.measure.memory import accounts
 from compresskit.measure.memory.accounts import Accounts
-from compresskit.measure.memory.moved import moved_bytes
+from compresskit.measure.memory.moved import cache_traffic, moved_bytes
 from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.measure.memory.vram import ProcessVram
 from compresskit.measure.memory.watched import DECODE, PREFILL, Caches, watched
@@ -56,7 +56,8 @@ def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -
         weights_bytes=weight_bytes(system.model, system.step),
         parameters=parameters,
         cache_bytes=plain.cache,
-        moved_bytes=moved_bytes(system.model, plain.cache, batch=batch),
+        dense_cache=seen.arrivals.dense(system.model.config, plain.tokens),
+        moved_bytes=moved_bytes(system.model, plain.traffic, batch=batch),
         operations_per_step=seen.operations,
         phases={**phases, **used},
     )
@@ -77,6 +78,9 @@ class _AsItIs(NamedTuple):
     context: Reading
     """On a GPU: what the process holds there beside tensors."""
     cache: dict[str, int]
+    """Bytes held, by kind."""
+    traffic: dict[str, int]
+    """Bytes that a step reads of it, by kind."""
     tokens: int
 
 
@@ -104,4 +108,5 @@ def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
             seen += int(chunk.lengths.max())
         close(DECODE)
     # The last token has been emitted but never fed back.
-    return _AsItIs(peaks, slack, context, caches.held(), seen - 1)
+    traffic = cache_traffic(*caches.made)
+    return _AsItIs(peaks, slack, context, caches.held(), traffic, seen - 1)

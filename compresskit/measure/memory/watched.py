@@ -14,6 +14,7 @@ from compresskit.hf.cache import cache_bytes
 from compresskit.measure.memory import accounts
 from compresskit.measure.memory.accounts import Instant, measured
 from compresskit.measure.memory.activations import LiveTensors, allocated_peak
+from compresskit.measure.memory.arrivals import Arrivals
 from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.record import Reading, Unavailable
 
@@ -32,11 +33,14 @@ class Caches:
 
     inner: NewCache
     made: list[Any] = field(default_factory=list)
+    arrivals: Arrivals | None = None
 
     def __call__(self, capacity: int) -> Any:
         """Make a cache, as the system would."""
         cache = self.inner(capacity)
         self.made.append(cache)
+        if self.arrivals is not None:
+            self.arrivals.listen(cache)
         return cache
 
     def chunks(self, bench: Bench, batch: int) -> Iterator[Chunk]:
@@ -64,6 +68,8 @@ class Seen:
     """Peak of resident memory in this very run."""
     operations: int | None = None
     """Of the last decode step."""
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    """What the prompt handed to the cache."""
 
 
 def watched(bench: Bench, batch: int) -> Seen:
@@ -76,17 +82,18 @@ class _Run:
         self.bench = bench
         self.cuda = bench.system.device.kind == "cuda"
         self.compiled = hasattr(bench.system.step, "constants")
-        self.caches = Caches(bench.system.new_cache)
+        self.seen = Seen()
+        self.caches = Caches(bench.system.new_cache, arrivals=self.seen.arrivals)
         self.meter = PeakMeter(bench.system.device)
         self.live = LiveTensors(self._look)
         self.phase = PREFILL
-        self.seen = Seen()
 
     def go(self, batch: int) -> Seen:
         self.meter.start()
         chunks = self.caches.chunks(self.bench, batch)
         with self.live:
             next(chunks)
+        self.seen.arrivals.stop()
         self._close(self.live.peak, self.caches.total())
         self.phase = DECODE
         self.meter.start(release=False)

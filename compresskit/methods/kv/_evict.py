@@ -8,14 +8,22 @@
             sink       by score          recent
 
 Every key/value head keeps as many rows as the others, but rows of its own choice. Rows stay in the
-order of the text.
+order of the text. The prompt is what the first pass brings: if it comes in chunks, the share is one of
+the first chunk, and a budget in tokens is the one to ask for.
 
 To write an evicting method, subclass `EvictingLayer` with a `score` (larger stays) and `Evict` with
 `layer`. A score that needs queries sets `watches`: `score` then gets the attention call.
 
 The layer tells two lengths: the tokens it has seen, which is the next position, and the rows it
-holds. With `positions = "contiguous"` kept keys are rotated to the places that they have in the cache
-(StreamingLLM, arXiv 2309.17453), and the next position is the number of rows.
+holds. With `positions = "contiguous"` kept keys close up to the newest one,
+
+    tokens seen        0 1 2 3 . . . . 8 9        next position 10
+    their positions    4 5 6 7         8 9
+
+so that no distance is larger than the cache, as in StreamingLLM (arXiv 2309.17453, section 3.2),
+which counts the rows from 0 instead. Rotary attention looks at distances alone, so both are the same;
+this way queries stay where every loop, `model.generate()` included, puts them, layers may hold
+different numbers of rows, and few rows move.
 """
 
 from __future__ import annotations
@@ -27,13 +35,15 @@ import torch
 from pydantic import Field, model_validator
 
 from compresskit.errors import RunError
-from compresskit.hf.cache import TOKENS, Layer, hand
+from compresskit.hf.cache import TOKENS, Layer, factory, hand
 from compresskit.hf.rotary import Rotary
 from compresskit.method import AbstractMethod, Context, Stage
 from compresskit.methods.kv._layers import install
 from compresskit.traits import Effects, Trait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import JsonValue
 
     from compresskit.hf.attention import Call
@@ -56,7 +66,9 @@ class Rule(NamedTuple):
     recent: int = 0
     """Newest rows that are always kept."""
     rotary: Rotary | None = None
-    """Set if kept keys move to contiguous positions."""
+    """Set if kept keys close up to the newest."""
+    seed: int = 0
+    """Of the run, for a score that draws."""
 
     def limit(self, prompt: int) -> int:
         """Rows to keep of a prompt of that many: rounded down, and never less than the safe ones."""
@@ -79,7 +91,11 @@ def select(scores: torch.Tensor, limit: int, *, sink: int = 0, recent: int = 0) 
 
 def take(held: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Rows `kept` `[B, K, n]` of `held` `[B, K, S, *]`, as a copy."""
-    return held.gather(TOKENS, kept.unsqueeze(-1).expand(*kept.shape, held.shape[-1]))
+    batch, heads, rows, width = held.shape
+    # Whole rows by one index: eight times faster on a CPU than a gather of single numbers.
+    first = torch.arange(0, batch * heads * rows, rows, device=kept.device).view(batch, heads, 1)
+    chosen = held.reshape(-1, width).index_select(0, (first + kept).flatten())
+    return chosen.view(batch, heads, -1, width)
 
 
 class EvictingLayer(Layer):
@@ -130,18 +146,31 @@ class EvictingLayer(Layer):
         """After a pass: drop what is too many, if it is time."""
         rows = self.rows
         if self.limit is None:
-            self.limit = self.rule.limit(rows)
+            self.limit = self.budget(rows)
         elif not self.rule.hold or rows < self.limit + self.rule.interval:
             return
         if rows > self.limit:
             self.drop(self.limit, call)
 
+    def budget(self, prompt: int) -> int:
+        """Rows to keep of a prompt of that many."""
+        return self.rule.limit(prompt)
+
     def drop(self, limit: int, call: Call | None) -> None:
         """Keep the `limit` rows of the highest score, and those that are safe."""
-        kept = select(self.score(call), limit, sink=self.rule.sink, recent=self.rule.recent)
+        self.keep(select(self.score(call), limit, sink=self.rule.sink, recent=self.rule.recent))
+
+    def keep(self, kept: torch.Tensor) -> None:
+        """Hold rows `kept` `[B, K, n]` alone; a class with tensors that are no rows spares them."""
+        rows = self.rows
         self.each(lambda held: take(held, kept))
+        self.renumber(kept, rows)
+
+    def renumber(self, kept: torch.Tensor, rows: int) -> None:
+        """If positions are contiguous, turn the keys, which were `kept` of `rows`, to the last ones."""
         if self.rule.rotary is not None:
-            places = torch.arange(limit, device=kept.device)
+            places = torch.arange(rows - kept.shape[-1], rows, device=kept.device)
+            # So a row moves by as many places as newer rows were dropped.
             self.keys = self.rule.rotary.move(self.keys, places - kept)
 
     @property
@@ -150,12 +179,12 @@ class EvictingLayer(Layer):
         return super().get_seq_length()
 
     def get_seq_length(self) -> int:
-        """The next position: tokens seen, or rows held if positions are contiguous."""
-        return self.cumulative_length if self.rule.rotary is None else self.rows
+        """Tokens seen, which is the next position."""
+        return self.cumulative_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask: rows are numbered so that the newest has its position."""
-        return self.rows + query_length, self.get_seq_length() - self.rows
+        return self.rows + query_length, self.cumulative_length - self.rows
 
     def crop(self, tokens_to_remove: int) -> NoReturn:
         """Refuse: what was dropped when the newest rows came does not return."""
@@ -205,10 +234,27 @@ EFFECTS = Effects(
 """Rows are dropped for good."""
 
 
+Positions = Literal["original", "contiguous"]
+
+
+def rotary_for(system: System, positions: Positions) -> Rotary | None:
+    """What moves keys if positions are contiguous.
+
+    Raises:
+        Conflict: the keys of the model cannot be moved, or it has no layer to evict from.
+    """
+    if positions == "original":
+        return None
+    factory(system.model.config, lambda index: Layer())
+    return Rotary.of(system.model)
+
+
 class Evict(AbstractMethod):
     """Parameters of all evicting methods."""
 
     stage: ClassVar[Stage] = Stage.CACHE
+    chosen: ClassVar[str] = "by score"
+    """How rows are chosen, for people."""
 
     ratio: float = Field(0.5, ge=0, lt=1)
     """Share of the prompt's rows that is dropped; what stays is rounded down."""
@@ -218,9 +264,9 @@ class Evict(AbstractMethod):
     """grow: tokens decoded after the prompt all stay. hold: the cache goes back to its budget."""
     interval: int = Field(16, ge=1)
     """hold: rows beyond the budget after which it is restored."""
-    positions: Literal["original", "contiguous"] = "original"
-    """original: kept keys stay rotated by the positions they had. contiguous: they move to their
-    places in the cache, so that positions never exceed its size."""
+    positions: Positions = "original"
+    """original: kept keys stay rotated by the positions they had. contiguous: they close up to the
+    newest one, so that no distance is larger than the cache."""
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
@@ -235,6 +281,11 @@ class Evict(AbstractMethod):
     @abstractmethod
     def layer(self, rule: Rule, index: int, layers: int) -> EvictingLayer:
         """An empty layer: number `index` of `layers` of the model."""
+
+    def maker(self, system: System, rule: Rule) -> Callable[[int], EvictingLayer]:
+        """What makes the layers of `system`; for a method that must know more of the model."""
+        layers = system.model.config.get_text_config().num_hidden_layers
+        return lambda index: self.layer(rule, index, layers)
 
     def rule(self, rotary: Rotary | None = None) -> Rule:
         """The parameters as a layer needs them; a method with rows that are always kept adds them."""
@@ -252,15 +303,18 @@ class Evict(AbstractMethod):
 
     def apply(self, system: System, ctx: Context) -> System:
         """Give every full-attention layer a bounded cache."""
-        rotary = Rotary.of(system.model) if self.positions == "contiguous" else None
-        rule = self.rule(rotary)
-        layers = system.model.config.get_text_config().num_hidden_layers
+        return self.bounded(system)
+
+    def bounded(self, system: System, *, seed: int = 0) -> System:
+        """`apply`; a method whose score draws calls it with the seed of the run."""
+        rule = self.rule(rotary_for(system, self.positions))._replace(seed=seed)
+        make = self.maker(system, rule)
         nominal: dict[str, JsonValue] = (
             {"keep_tokens": self.tokens} if self.tokens else {"keep_share": rule.share}
         )
         return install(
             system,
-            lambda index: self.layer(rule, index, layers),
+            make,
             cache=self.describe(),
             nominal=nominal,
         )
@@ -268,4 +322,4 @@ class Evict(AbstractMethod):
     def describe(self) -> str:
         """One phrase about what is kept."""
         kept = f"{self.tokens} tokens" if self.tokens else f"{1 - self.ratio:.0%} of the prompt"
-        return f"{kept} by score, {self.decoding} while decoding"
+        return f"{kept} {self.chosen}, {self.decoding} while decoding"

@@ -32,7 +32,8 @@ class Knorm(Evict):
 
     Paper: Devoto et al. 2024, A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression,
     arXiv 2406.11430.
-    Differs: applied to every layer; the paper leaves the first two alone.
+    Differs: applied to every layer; the paper leaves the first two alone. Models that normalise the
+    keys of each head (Qwen3, Gemma 3) leave their lengths little to tell.
     Cost: one norm per key, once; no attention is looked at.
     """
 

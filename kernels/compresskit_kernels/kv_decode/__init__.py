@@ -5,11 +5,13 @@
 
 over the slots s that query i may see: s <= length - Q + i (the new tokens are the last of the
 cache, so that a verification of drafted tokens is causal among them) and mask[s]. A query that
-sees nothing gets zeros. Keys and values as in `cache.Rows`, of one kind or of two.
+sees nothing gets zeros. Keys and values as in `cache.Rows`, of one kind or of two; they may have
+different numbers of coded rows, if those and the tails add up to the same.
 
 q `[B, H, Q, D]` float32, bfloat16 or float16, H a multiple of K; out of the same shape and type.
 
-Error against float64 on the same codes: the reference computes in float32. The Triton kernel rounds
+Error against float64 on the same codes: `reference` (torch, a stretch of the cache at a time) and
+`native` (C++ for CPUs, a tile of 16 tokens at a time) compute in float32. The Triton kernel rounds
 the weights of the values to the type of q, relative 2^-9 for bfloat16 and 2^-12 for float16, and
 accumulates in float32.
 
@@ -23,14 +25,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from compresskit_kernels.dispatch import Way, choose_way
-from compresskit_kernels.kv_decode import reference
-from compresskit_kernels.kv_decode.cache import Kind, Rows, empty, quantise
+from compresskit_kernels.kv_decode import native, reference
+from compresskit_kernels.kv_decode.cache import Kind, Rows, empty, quantise, quantise_to
 
 if TYPE_CHECKING:
     import torch
 
 MOST_QUERIES = 8
-"""Largest Q of the Triton kernel."""
+"""Largest Q of the kernels that read codes."""
 
 
 def kv_decode(
@@ -52,7 +54,7 @@ def kv_decode(
         lengths: int32 or int64 `[B]`, filled slots per sequence, new tokens included; all if None.
         mask: bool `[B, S]`, slots that may be seen at all (left padding, evicted tokens).
         scale: factor of the scores; 1 / sqrt(D) if None.
-        impl: `auto`, `triton` or `reference`.
+        impl: `auto`, `triton`, `native` or `reference`.
 
     Raises:
         ValueError: shapes that do not fit, or an explicit choice that cannot run.
@@ -71,11 +73,15 @@ def check(
     mask: torch.Tensor | None,
 ) -> None:
     """Raise ValueError unless the shapes fit together."""
-    batch, heads, slots = keys.codes.shape[:3]
-    if values.codes.shape[:3] != keys.codes.shape[:3] or values.width != keys.width:
+    batch, heads, slots = *keys.codes.shape[:2], keys.slots
+    if (*values.codes.shape[:2], values.slots) != (
+        batch,
+        heads,
+        slots,
+    ) or values.width != keys.width:
         raise ValueError(
             f"kv_decode: keys [{batch}, {heads}, {slots}, {keys.width}] and values "
-            f"{[*values.codes.shape[:3], values.width]} differ in shape."
+            f"{[*values.codes.shape[:2], values.slots, values.width]} differ in shape."
         )
     if q.dim() != 4 or q.shape[0] != batch or q.shape[1] % heads or q.shape[3] != keys.width:
         raise ValueError(
@@ -100,6 +106,7 @@ def fits(q: torch.Tensor, keys: Rows, values: Rows) -> bool:
         and q.shape[2] * q.shape[1] // max(1, keys.codes.shape[1]) <= min(128, 16384 // keys.width)
         and keys.width in (32, 64, 128, 256)
         and all(side.groups <= (2 if side.kind == "int4" else 1) for side in (keys, values))
+        and all(side.halves for side in (keys, values))
         and 0 not in (*q.shape, keys.slots)
     )
 
@@ -117,16 +124,50 @@ def _triton(
     return triton.attend(q, keys, values, lengths, mask, scale)
 
 
+def kv_extend(old: Rows, x: torch.Tensor, *, group: int | None = None, impl: str = "auto") -> Rows:
+    """Return `old`, rows without a span, a table or a tail, followed by `quantise`d rows x.
+
+    Args:
+        old: `[B, K, S, D]`; of `empty(kind, (B, K, 0, D))` in the beginning.
+        x: `[B, K, T, D]`, floating-point.
+        group: numbers that share a scale; D if None.
+        impl: `auto`, `native` or `reference`; both give the same bits.
+
+    Raises:
+        ValueError: shapes that do not fit, or an explicit choice that cannot run.
+        LookupError: an unknown `impl`.
+    """
+    group = group or x.shape[-1]
+    if not old.plain:
+        raise ValueError(
+            "kv_extend: rows with a table, a tail or scales of several tokens do not grow."
+        )
+    if old.width != x.shape[-1] or x.shape[-1] != group * old.groups:
+        raise ValueError(
+            f"kv_extend: rows of {x.shape[-1]} numbers in groups of {group} do not follow rows of "
+            f"{old.width} with {old.groups} scales each."
+        )
+    run = choose_way("kv_extend", EXTENDING, impl, x, old, group)
+    return run(old, x, group)
+
+
+EXTENDING = (
+    Way("native", native.NEEDS, lambda x, old, group: native.encodes(old, x, group), native.extend),
+    Way("reference", "floating-point rows", reference.supports, reference.extend),
+)
+
 WAYS = (
     Way(
         "triton",
         f"a CUDA device, triton, 1 to {MOST_QUERIES} queries in float32, bfloat16 or float16, rows "
-        "of 32, 64, 128 or 256, one scale a row (int4: one or two), and at most 128 queries times "
-        "query heads a kv head (64 with rows of 256)",
+        "of 32, 64, 128 or 256 in int8, fp8 or int4 without a table or a tail, one scale a row "
+        "(int4: one or two), and at most 128 queries times query heads a kv head (64 with rows of "
+        "256)",
         _supports,
         _triton,
     ),
+    Way("native", native.NEEDS, native.supports, native.attend),
     Way("reference", "floating-point queries", reference.supports, reference.attend),
 )
 
-__all__ = ["WAYS", "Kind", "Rows", "empty", "kv_decode", "quantise"]
+__all__ = ["WAYS", "Kind", "Rows", "empty", "kv_decode", "kv_extend", "quantise", "quantise_to"]

@@ -7,18 +7,17 @@ CPU this is the product.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 import torch
 
 from compresskit_kernels.dispatch import Use, note
-
-if TYPE_CHECKING:
-    from compresskit_kernels.kv_decode.cache import Rows
+from compresskit_kernels.kv_decode.cache import Rows, quantise
 
 STRETCH = 1024
 """Slots at a time: 8 heads of 128 in float32 are 4 MiB, about what a core's caches hold."""
 
+EXTEND = Use("kv_extend", "reference: quantise and concatenate")
 ROUTINE = Use("kv_decode", "reference: dequantise by stretches, float32")
 
 
@@ -49,8 +48,10 @@ def attend(
     top = rows.new_full(rows.shape[:3], -torch.inf)
     total = torch.zeros_like(top)
     out = torch.zeros_like(rows)
-    for start in range(0, slots, STRETCH):
-        stop = min(start + STRETCH, slots)
+    together = math.lcm(keys.span, values.span)
+    stretch = max(1, STRETCH // together) * together
+    for start in range(0, slots, stretch):
+        stop = min(start + stretch, slots)
         at = torch.arange(start, stop, device=q.device)
         seen = at <= last.unsqueeze(2)
         if mask is not None:
@@ -77,3 +78,11 @@ def attend(
         top = higher
     out = out / total.masked_fill(total == 0, 1.0).unsqueeze(-1)
     return out.reshape(q.shape).to(q.dtype)
+
+
+def extend(old: Rows, x: torch.Tensor, group: int) -> Rows:
+    """As `kv_extend`."""
+    note(EXTEND)
+    new = quantise(x, old.kind, group=group, dtype=old.scales.dtype)
+    pairs = zip(old.tensors().values(), new.tensors().values(), strict=True)
+    return Rows.of(old.kind, (torch.cat(pair, dim=2) for pair in pairs))

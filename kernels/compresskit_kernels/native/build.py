@@ -22,7 +22,11 @@ from pathlib import Path
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("products.cpp", "attention.cpp"))
+SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in ("products.cpp", "attention.cpp", "coded_attention.cpp", "encode.cpp")
+)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h",))
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_bf16"})
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 PATIENCE = 120
@@ -43,6 +47,8 @@ class Native:
                 "compresskit_spread": (pointer, whole, whole, pointer),
                 "compresskit_lay_out": (pointer, whole, whole, short, pointer),
                 "compresskit_attention": (pointer,),
+                "compresskit_coded_attention": (pointer,),
+                "compresskit_encode": (pointer,),
             }
             for name, arguments in signatures.items():
                 function = getattr(library, name)
@@ -86,7 +92,7 @@ def _compiled(compiler: str) -> Path:
     ).stdout.splitlines()[0]
     openmp = _openmp()
     what = "\0".join((version, *FLAGS, *sorted(_flags()), *openmp)).encode()
-    sources = b"".join(path.read_bytes() for path in SOURCES)
+    sources = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
     name = hashlib.sha256(sources + what).hexdigest()[:16]
     found = _cache() / f"native-{name}.so"
     if not found.exists():

@@ -89,6 +89,11 @@ def check(
                 f"rope_append: a cache of {side.codes.shape[0]} sequences, {side.codes.shape[1]} "
                 f"heads and rows of {side.width} does not take keys {list(k.shape)}."
             )
+        if not side.plain:
+            raise ValueError(
+                "rope_append: rows with a table, a tail or scales of several tokens cannot be "
+                "written one token at a time; use kv_decode.quantise."
+            )
     turned = cos.shape[-1]
     if cos.shape != sin.shape or cos.shape[0] not in (1, batch) or cos.shape[1:-1] != (tokens,):
         raise ValueError(
@@ -121,6 +126,7 @@ def fits(q: torch.Tensor, cos: torch.Tensor, keys: Rows, values: Rows) -> bool:
         and q.shape[-1] in (32, 64, 128, 256)
         and cos.shape[-1] == q.shape[-1]
         and all(side.groups <= (2 if side.kind == "int4" else 1) for side in (keys, values))
+        and all(side.halves for side in (keys, values))
         and all(side.dense and side.scales.stride(2) > 0 for side in (keys, values))
         and 0 not in q.shape
     )

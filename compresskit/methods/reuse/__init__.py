@@ -1,0 +1,1 @@
+"""Methods that compute less by keeping what an earlier request has computed."""
