@@ -65,8 +65,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {'.'.join(path)!r}.{hint} Known here: {', '.join(sorted(known))}."
     place = ".".join(path)
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return f"{where}: {place + ': ' if place else ''}{first['msg']}{got}"
+    # A rule of ours says all there is to say; pydantic puts its own words around it.
+    ours = first["type"] == "value_error"
+    got = "" if ours or first["type"] == "missing" else f" (got {first['input']!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {place + ': ' if place else ''}{message}{got}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

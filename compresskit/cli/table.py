@@ -13,6 +13,7 @@ class By(StrEnum):
     """What rows are grouped by."""
 
     BITS = "bits"
+    CACHE = "cache"
 
 
 class Format(StrEnum):
@@ -38,7 +39,8 @@ def table(
         By | None,
         typer.Option(
             "--by",
-            help="bits: rows in bands of effective bits per parameter, closest to dense first.",
+            help="bits: rows in bands of effective bits per parameter, closest to dense first. cache: "
+            "rows by the bytes that their caches hold.",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +49,8 @@ def table(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Also draw KL against effective bits, to an .svg, .png or .pdf file.",
+            help="Also draw KL against effective bits (with --by cache: loss against bytes of the cache), "
+            "to an .svg, .png or .pdf file.",
             show_default=False,
         ),
     ] = None,
@@ -92,6 +95,8 @@ def table(
 
       compresskit table results/quantization --by bits --plot bits.svg
 
+      compresskit table results/kv --by cache --plot cache.svg
+
       compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
@@ -115,14 +120,18 @@ def table(
     own = [path for path in paths if not path.name.endswith(peers.SUFFIX)]
     built = tables.build(join.load(own, prices) if own else join.Joined(()))
     if plot is not None:
-        from compresskit.report.plot import tradeoff
+        from compresskit.report.plot import cache, tradeoff
 
-        tradeoff.draw(built, plot)
+        (cache if by is By.CACHE else tradeoff).draw(built, plot)
         print(f"wrote {plot}", file=sys.stderr)
     if by is By.BITS:
         from compresskit.report.bits import by_bits
 
         built = by_bits(built)
+    if by is By.CACHE:
+        from compresskit.report.held import by_cache
+
+        built = by_cache(built)
     warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
+if TYPE_CHECKING:
     from compresskit.system import Step
 
 
@@ -14,7 +14,9 @@ def eager_step(model: Any) -> Step:
     """Return a step that calls `model` as it is.
 
     `logits_to_keep` spares the head's work for positions whose logits nobody reads: at prefill
-    that is all but the last.
+    that is all but the last. The positions go in as indices: a slice would hand the head a strided
+    view, for which torch multiplies in a batch and first copies the whole transposed weight (50 ms
+    for the 49,152 x 576 head of SmolLM2).
     """
 
     def step(
@@ -25,13 +27,15 @@ def eager_step(model: Any) -> Step:
         positions: torch.Tensor | None = None,
         keep: int = 1,
     ) -> torch.Tensor:
+        new = tokens.shape[1]
+        sliced = 0 < keep < new
         output = model(
             input_ids=tokens,
             past_key_values=cache,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=torch.arange(new - keep, new, device=tokens.device) if sliced else keep,
         )
         logits: torch.Tensor = output.logits
         return logits

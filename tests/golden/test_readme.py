@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compresskit import catalogue, stats
-from compresskit.report import bits, cells, join, markdown, table
+from compresskit.report import bits, cells, held, join, markdown, table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -84,11 +84,43 @@ def schemes(suite: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+CACHES = {
+    "cache_nominal_ratio": ("asked", "ratio"),
+    "cache_achieved_ratio": ("held", "ratio"),
+    "cache_effective_bits": ("bits/number", "plain"),
+    "cache_bytes_read_per_token": ("read/token", "quantity"),
+    "kl_mean_nats": ("KL (nats)", "plain"),
+    "top1_agreement": ("same top-1", "percent"),
+    "task_delta_aware": ("recall Δ, question in view", "words"),
+    "task_delta_agnostic": ("recall Δ, question unknown", "words"),
+}
+
+
+def caches(suite: str) -> str:
+    """Cache methods of one suite, in the order of what they hold."""
+    folders = sorted((ROOT / "results").glob(f"*/{suite}"))
+    if not folders:  # not measured yet
+        return ""
+    (group,) = held.by_cache(table.build(join.load(folders))).groups
+    shown = {key: how for key, how in CACHES.items() if key in group.rows[0].cells}
+    heads = ["cache", *(head for head, _ in shown.values())]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --: |" * len(shown)]
+    for row in group.rows:
+        texts = [
+            cells.text(replace(row.cells[key], note=None), style)
+            for key, (_, style) in shown.items()
+        ]
+        lines.append(f"| {' | '.join([row.name().replace('kv/', ''), *texts])} |")
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.parametrize(
     ("page", "name", "make"),
     [
         ("README.md", "quantization", partial(schemes, "quantization")),
         ("benchmarks/README.md", "gemma", partial(schemes, "quantization-gemma")),
+        ("README.md", "kv-tiny", partial(caches, "kv-tiny")),
+        ("benchmarks/README.md", "kv", partial(caches, "kv")),
         ("README.md", "methods", methods),
         ("README.md", "demo", demo),
         ("benchmarks/README.md", "interleaved", interleaved),
