@@ -15,6 +15,7 @@ import compresskit
 from compresskit.cli.calibrate import calibrate
 from compresskit.cli.check import check
 from compresskit.cli.compare import compare
+from compresskit.cli.curve import curve
 from compresskit.cli.demo import demo
 from compresskit.cli.doctor import doctor
 from compresskit.cli.evaluate import evaluate
@@ -81,6 +82,7 @@ for command in (
     calibrate,
     sensitivity,
     replay,
+    curve,
 ):
     app.command()(command)
 app.command("export")(export)
