@@ -16,7 +16,7 @@ from compresskit.errors import Conflict, RunError
 from compresskit.hf.attention import Call
 from compresskit.hf.cache import cache_bytes, roll_back
 from compresskit.methods.kv import rotate
-from compresskit.methods.kv._coded import Form
+from compresskit.methods.kv._coded import CodedLayer, Form
 from compresskit.methods.kv._rotation import rotation
 from compresskit.methods.kv.rotate import KeptLayer, Rotate, RotateLayer, encode, form
 from compresskit.quality.score import pair
@@ -348,5 +348,6 @@ def test_it_is_far_better_than_one_scale_for_everything(divergence, monkeypatch)
         return quantise_to(turned, "int2", table, by)
 
     monkeypatch.setattr(rotate, "encode", whole)
+    monkeypatch.setattr(rotate.RotateLayer, "store", CodedLayer.store)  # which asks `encode`
     monkeypatch.setattr(rotate, "form", lambda bits, device: Form("int2", table))
     assert divergence(Rotate(key_bits=2, value_bits=2)) > 2 * good

@@ -18,13 +18,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, final
 
 import torch
 from compresskit_kernels.kv_decode import Kind as CodeKind, Rows, quantise
-from compresskit_kernels.kv_decode.planes import level_codes, pack
+from compresskit_kernels.kv_decode.planes import level_codes, pack, packed_width
+from compresskit_kernels.kv_decode.turned import kv_extend_turned, scaled
 from pydantic import Field, JsonValue
 
 from compresskit.errors import Conflict, RunError
 from compresskit.hf.cache import Layer
 from compresskit.method import AbstractMethod, Context, Stage
-from compresskit.methods.kv._coded import EFFECTS, SCALES, CodedLayer, Form, head_dim
+from compresskit.methods.kv._coded import (
+    EFFECTS,
+    SCALES,
+    SIDES,
+    CodedLayer,
+    Form,
+    Side,
+    head_dim,
+    named,
+)
 from compresskit.methods.kv._layers import install
 from compresskit.methods.kv._lloyd import normal
 from compresskit.methods.kv._rotation import Kind, rotation
@@ -35,7 +45,6 @@ if TYPE_CHECKING:
 
 Bits = Literal[2, 3, 4, 8]
 Factor = Literal["norm", "length", "product"]
-SIDES = ("key", "value")
 SHARE = 8
 """At most one layer in so many is kept at each end: shallow models would keep everything."""
 
@@ -59,10 +68,9 @@ def encode(x: torch.Tensor, turn: torch.Tensor, form: Form, factor: Factor) -> R
     turned = x.float() @ turn
     if form.table is None:
         return quantise(turned, form.kind, dtype=SCALES)
-    # The smallest normal number stands in for the length of a row of zeros.
-    length = turned.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    length, unit_variance = scaled(turned)
     by = length / x.shape[-1] ** 0.5
-    codes = level_codes(turned / by, form.table)
+    codes = level_codes(unit_variance, form.table)
     if factor != "norm":
         levels = form.table[codes.long()]
         unit = (
@@ -102,7 +110,13 @@ class RotateLayer(CodedLayer):
         return self._encode(values, self.forms["value"])
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """As the base class; both sides at once where they have one form, which halves the calls."""
+        """As the base class, or in one pass over old and new rows where the factor is the norm."""
+        tables = [self.forms[side].table for side in SIDES]
+        if self.factor == "norm" and all(table is not None for table in tables):
+            self._check(keys)
+            for side, x in zip(SIDES, (keys, values), strict=True):
+                self.hold(side, kv_extend_turned(self._held(side, x), x, self.by))
+            return
         form = self.forms["key"]
         if form is not self.forms["value"] or keys.shape != values.shape:
             super().store(keys, values)
@@ -121,13 +135,25 @@ class RotateLayer(CodedLayer):
         """Turn the mean of the values back."""
         return (out.float() @ self.by.T).to(out.dtype)
 
+    def _held(self, side: Side, x: torch.Tensor) -> Rows:
+        """The rows of one side, or none in the shape of the new rows x."""
+        if getattr(self, named(side, "codes")) is not None:
+            return self.rows(side)
+        form, (batch, heads, _, width) = self.forms[side], x.shape
+        codes = x.new_empty((batch, heads, 0, packed_width(width, form.kind)), dtype=torch.uint8)
+        scales = x.new_empty((batch, heads, 0, 1), dtype=SCALES)
+        return Rows(form.kind, codes, scales, table=form.table)
+
     def _encode(self, x: torch.Tensor, form: Form) -> Rows:
+        self._check(x)
+        return encode(x, self.by, form, self.factor)
+
+    def _check(self, x: torch.Tensor) -> None:
         if x.shape[-1] != len(self.by):
             raise RunError(
                 f"kv/rotate: a head has {x.shape[-1]} numbers where the model's configuration says "
                 f"{len(self.by)}; models whose layers differ in that cannot be rotated."
             )
-        return encode(x, self.by, form, self.factor)
 
 
 class KeptLayer(Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +25,7 @@ NEEDS = (
 # Fields as in the sources, 8 bytes each.
 _SIDE = "5q3q3q3q6q"
 _CALL = struct.Struct(f"=4q6q3q1q1d{_SIDE}{_SIDE}")
-_ENCODE = struct.Struct("=7q3q9q2d")
+_ENCODE = struct.Struct("=7q3q9q2d3q")
 
 
 def supports(q: torch.Tensor, keys: Rows, values: Rows) -> bool:
@@ -145,12 +146,21 @@ def encodes(old: Rows, x: torch.Tensor, group: int) -> bool:
 
 def extend(old: Rows, x: torch.Tensor, group: int) -> Rows:
     """As `kv_extend`, without asking `encodes` again."""
+    return _extended(old, x, group, 0, 0, 0)
+
+
+def extend_turned(old: Rows, x: torch.Tensor, turn: torch.Tensor, bounds: torch.Tensor) -> Rows:
+    """As `kv_extend_turned`, without asking `encodes` again."""
+    return _extended(old, x, x.shape[3], turn.data_ptr(), bounds.data_ptr(), bounds.numel())
+
+
+def _extended(old: Rows, x: torch.Tensor, group: int, *table: int) -> Rows:
     note(EXTEND)
     batch, heads, tokens, width = x.shape
     before, dtype = old.coded, old.scales.dtype
     made = [
         torch.empty((batch, heads, before + tokens, last), dtype=kind)
-        for last, kind in row_shapes(old.kind, width, width // group, dtype)
+        for last, kind in row_shapes(old.kind, width, width // group, dtype)[: len(old.tensors())]
     ]
     strides, size = x.stride(), x.element_size()
     pointers = [held.data_ptr() for held in old.tensors().values()]
@@ -164,11 +174,12 @@ def extend(old: Rows, x: torch.Tensor, group: int) -> Rows:
         batch, heads, before, tokens, width, group,
         TYPES[x.dtype], KINDS[old.kind], TYPES[dtype],
         *_range(dtype),
+        *table,
     )  # fmt: skip
     library = build.load().library
     assert library is not None, "`encodes` asked"
     library.compresskit_encode(call)
-    return Rows.of(old.kind, made)
+    return replace(Rows.of(old.kind, made), table=old.table)
 
 
 @functools.cache

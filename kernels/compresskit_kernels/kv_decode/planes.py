@@ -55,7 +55,11 @@ def unpack(packed: torch.Tensor, kind: str) -> torch.Tensor:
     return codes
 
 
+def bounds(table: torch.Tensor) -> torch.Tensor:
+    """Middles between the neighbouring levels of a rising table, float32."""
+    return (table[1:] + table[:-1]) / 2
+
+
 def level_codes(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Index of the level of `table`, rising, that is nearest to each number of x: uint8."""
-    between = (table[1:] + table[:-1]) / 2
-    return torch.bucketize(x, between.to(x.device)).to(torch.uint8)
+    return torch.bucketize(x.contiguous(), bounds(table).to(x.device)).to(torch.uint8)

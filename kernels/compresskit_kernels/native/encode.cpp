@@ -18,6 +18,10 @@ extern "C" struct Encode {
   int64_t x_batch, x_head, x_row;                   // strides in bytes
   int64_t batch, heads, old, tokens, width, group, type, kind, scale_type;
   double smallest, largest;  // of the scales' type
+  // With a table of levels: rows are turned first, their scale is |x| / sqrt(D), codes count the
+  // `bounds` (halfway between neighbouring levels, rising) below a number.
+  const float *turn, *bounds;  // [D, D], dense; null without a table
+  int64_t between;             // bounds
 };
 
 namespace {
@@ -106,6 +110,40 @@ void quantise(const Encode& e, const float* x, uint8_t* codes, char* scale_to, c
   }
 }
 
+// Turn a row: x [D] times `turn` [D, D].
+void turned(const Encode& e, float* x) {
+  float y[MOST];
+  for (int64_t d = 0; d < e.width; d += 16) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < e.width; i++)
+      sum = _mm512_fmadd_ps(_mm512_set1_ps(x[i]), _mm512_loadu_ps(e.turn + i * e.width + d), sum);
+    _mm512_storeu_ps(y + d, sum);
+  }
+  memcpy(x, y, e.width * sizeof(float));
+}
+
+// Codes of one turned row by the table, one byte each.
+void by_levels(const Encode& e, const float* x, uint8_t* codes, char* scale_to) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t d = 0; d < e.width; d += 16) {
+    const __m512 part = _mm512_loadu_ps(x + d);
+    squares = _mm512_fmadd_ps(part, part, squares);
+  }
+  const float length = fmaxf(sqrtf(_mm512_reduce_add_ps(squares)), 0x1p-126f);
+  const float scale = length / sqrtf(float(e.width));
+  put(scale_to, fminf(scale, float(e.largest)), e.scale_type);
+  const __m512 by = _mm512_set1_ps(scale);
+  for (int64_t d = 0; d < e.width; d += 16) {
+    const __m512 step = _mm512_div_ps(_mm512_loadu_ps(x + d), by);
+    __m512i code = _mm512_setzero_si512();
+    for (int64_t i = 0; i < e.between; i++) {
+      const __mmask16 above = _mm512_cmp_ps_mask(step, _mm512_set1_ps(e.bounds[i]), _CMP_GT_OQ);
+      code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(1));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + d), _mm512_cvtepi32_epi8(code));
+  }
+}
+
 // Put `bits` bits of each code, from bit `below` on, into a plane of D * bits / 8 bytes.
 char* plane(const uint8_t* codes, int64_t width, int bits, int below, char* to) {
   const int64_t size = width * bits / 8;
@@ -151,6 +189,12 @@ extern "C" void compresskit_encode(const Encode* call) {
       uint8_t found[MOST];
       for (int64_t d = 0; d < e.width; d += 16)
         _mm512_storeu_ps(x + d, load(from + d * (e.type == F32 ? 4 : 2), e.type));
+      if (e.bounds) {
+        turned(e, x);
+        by_levels(e, x, found, scales + at * grid);
+        pack(found, e.width, e.kind, codes + at * row);
+        continue;
+      }
       for (int64_t g = 0; g < groups; g++)
         quantise(e, x + g * e.group, found + g * e.group, scales + at * grid + g * size,
                  offsets ? offsets + at * grid + g * size : nullptr);
