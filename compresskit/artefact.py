@@ -21,7 +21,7 @@ from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as n
 from compresskit.measure.energy import counters, metering
 from compresskit.measure.memory.accounts import Accounts, runtime
 from compresskit.measure.memory.peaks import PeakMeter
-from compresskit.method import Context
+from compresskit.method import Context, Outline
 from compresskit.record import Setup
 from compresskit.traits import INITIAL, Trait
 
@@ -63,12 +63,16 @@ class Plan:
 
     def check(self) -> frozenset[Trait]:
         """Traits after the stack; raises `Conflict`."""
-        return stack.check(
+        traits = stack.check(
             self.methods,
             self.start_traits(),
             last=self.engine.requires(),
             mode=self.spec.engine.mode,
         )
+        target = outline(self.spec.model, self.source)
+        for placed in self.methods:
+            placed.method.vet(target, lambda model: outline(model, find_model(model)))
+        return traits
 
 
 def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
@@ -94,6 +98,16 @@ def find_model(model: ModelSpec, progress: Progress = no_progress) -> ResolvedMo
         allow_pickle=model.allow_pickle,
         trust_remote_code=model.trust_remote_code,
         progress=progress,
+    )
+
+
+def outline(model: ModelSpec, source: ResolvedModel) -> Outline:
+    """What can be told of a resolved model without its weights."""
+    return Outline(
+        name=model.name,
+        path=source.path,
+        config=load.read_config(source.path),
+        bytes=sum(file.stat().st_size for file in source.path.glob("*.safetensors")),
     )
 
 
@@ -146,6 +160,8 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         calibrated: list[int] = []
         context = _context(plan, bare, models, calibrated, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
+        for prepare in system.settle:
+            system = prepare(system)
         system = replace(system, facts=audit.added(system, tied=tied, parameters=parameters))
         gc.collect()
         applied_at = time.perf_counter()
@@ -163,18 +179,23 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
 def _context(
     plan: Plan, bare: System, models: ExitStack, calibrated: list[int], notify: Notify
 ) -> Context:
-    def load_other(model: ModelSpec) -> System:
+    def load_other(model: ModelSpec, methods: tuple[str, ...] = ()) -> System:
         path = find_model(model).path
-        return models.enter_context(plan.engine.open(path, model, plan.device))
+        placed = catalogue.place(tuple(catalogue.parse_method(text) for text in methods))
+        stack.check(placed, plan.engine.traits(path, plan.device) | INITIAL)
+        other = models.enter_context(plan.engine.open(path, model, plan.device))
+        return stack.build(placed, other, context)
 
     def calibration(text: str, count: int) -> list[int]:
         calibrated.append(count)
         return workload.calibration(bare.tokenizer, text, count)
 
-    return Context(
+    context = Context(
         load=load_other,
         calibration=calibration,
         seed=plan.spec.seed,
         dtype=load.dtype_name(bare.model),
         progress=lambda label, done, total: notify("apply", f"{label} {done}/{total}"),
+        finish=plan.engine.finish,
     )
+    return context

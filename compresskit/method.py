@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import JsonValue
 
@@ -22,6 +22,7 @@ from compresskit.spec import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from compresskit.spec import ModelSpec
     from compresskit.system import System
@@ -59,8 +60,9 @@ def quiet(label: str, done: int, total: int) -> None:
 class Context:
     """What a method may ask for while it is applied; injected, so methods import no loader."""
 
-    load: Callable[[ModelSpec], System]
-    """Load another model (a draft, a student) on the same device."""
+    load: Callable[[ModelSpec, tuple[str, ...]], System]
+    """Load another model (a draft, a student) on the same device, with methods as typed on the
+    command line; its mode is not prepared yet (`finish`)."""
     calibration: Callable[[str, int], list[int]]
     """That many tokens of the named text (`calibration` is the shipped one), kept apart from
     evaluation text."""
@@ -68,6 +70,21 @@ class Context:
     dtype: str
     """Computation type of the run: float32, bfloat16 or float16."""
     progress: Progress = quiet
+    finish: Callable[[System], System] = lambda system: system
+    """Prepare a further system (a draft, a view of the target) for the run's decode mode."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model as its folder shows it: no weights."""
+
+    name: str
+    """As in the spec."""
+    path: Path
+    config: Mapping[str, Any]
+    """config.json as it stands."""
+    bytes: int
+    """Size of its weight files."""
 
 
 class AbstractMethod(Frozen, ABC):
@@ -80,6 +97,15 @@ class AbstractMethod(Frozen, ABC):
     @abstractmethod
     def effects(self) -> Effects:
         """Say what the method requires and changes; may depend on parameters, never on weights."""
+
+    def vet(self, target: Outline, find: Callable[[ModelSpec], Outline]) -> None:
+        """Refuse a model that the parameters do not suit, before any weights are loaded.
+
+        `find` outlines another model that the parameters name, fetching it if need be.
+
+        Raises:
+            Conflict: what does not fit, and what to do about it.
+        """
 
     @abstractmethod
     def apply(self, system: System, ctx: Context) -> System:

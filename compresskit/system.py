@@ -13,7 +13,7 @@ Dimension letters used in all tensor docstrings:
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -33,14 +33,23 @@ class Chunk(NamedTuple):
     """What one step of a decode loop delivers.
 
     tokens: int64 `[B, n]`; lengths: int64 `[B]`, how many of the n are real in each row (a row
-    that has stopped delivers 0). drafted and accepted: totals over the batch for this step, 0
-    when the loop does not speculate.
+    that has stopped delivers 0). drafts: tokens drafted and accepted in each row before this chunk,
+    empty when the loop does not speculate.
     """
 
     tokens: torch.Tensor
     lengths: torch.Tensor
-    drafted: int = 0
-    accepted: int = 0
+    drafts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def drafted(self) -> int:
+        """Tokens drafted in this step, all rows together."""
+        return sum(drafted for drafted, _ in self.drafts)
+
+    @property
+    def accepted(self) -> int:
+        """Tokens of these that were accepted and are delivered."""
+        return sum(accepted for _, accepted in self.drafts)
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,13 @@ class Step(Protocol):
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Return logits `[B, keep, V]` of the last `keep` positions (0: of all).
 
-        tokens `[B, T]`; mask bool `[B, S + T]` or None; positions `[B, T]` or None (contiguous).
+        tokens `[B, T]`; mask bool `[B, S + T]`, or `[B, 1, T, S + T]` where tokens of one pass see
+        different slots, or None; positions `[B, T]` or None (contiguous). To `features` the hidden
+        states `[B, keep, E]` under these logits are appended.
         """
 
 
@@ -121,6 +133,16 @@ class System:
     decode: Decode
     context: int
     """Longest prompt plus answer, in tokens."""
+    widths: tuple[int, ...] = (1,)
+    """Tokens per row of the passes that the loop asks for once the prompt is done: compiled steps
+    are built for these."""
+    fixed_widths: bool = False
+    """Passes of other widths than `widths` are slow, so loops fill up the next wider one."""
+    during: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
+    """Entered around each part of a step of a loop that has parts (draft, verify, judge): whoever
+    measures puts a clock here, the loop knows none."""
+    settle: tuple[Callable[[System], System], ...] = ()
+    """Run in order once the decode mode is prepared: what has to try the finished step."""
     prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
     attach: tuple[Callable[[], AbstractContextManager[object]], ...] = ()
     facts: Mapping[str, JsonValue] = field(default_factory=lambda: MappingProxyType({}))

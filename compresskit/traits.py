@@ -1,7 +1,8 @@
 """Facts about a system, and how a method changes them.
 
 A stack of methods is legal when every method finds the traits that it requires. The algebra is
-`traits = (traits - removes) | adds`, one method after the other; `compresskit.stack` does it and
+`traits = (traits - removes) | adds`, one method after the other (a trait may also stay on a
+condition, `only_with`); `compresskit.stack` does it and
 `compresskit explain` prints it. The vocabulary is closed: a new trait is a design decision.
 """
 
@@ -29,6 +30,9 @@ class Trait(StrEnum):
     """No token has been dropped from the cache."""
     ROLLBACK = "rollback"
     """The cache crops exactly, so rejected tokens can be taken back."""
+    SLOT_MASKS = "slot_masks"
+    """Attention goes by mask and position alone, so any slot of the cache may be masked out: no
+    sliding window, no recurrent state, nothing that takes a slot's number for a position."""
     STATIC_SHAPES = "static_shapes"
     """Shapes stay the same from step to step, so a step can be compiled or captured."""
     ATTENTION_HOOK = "attention_hook"
@@ -68,10 +72,13 @@ class Effects(BaseModel):
     excludes: frozenset[Trait] = frozenset()
     removes: frozenset[Trait] = frozenset()
     adds: frozenset[Trait] = frozenset()
+    only_with: tuple[tuple[Trait, Trait], ...] = ()
+    """Pairs: the first trait stays only where the second one holds."""
 
     def after(self, before: frozenset[Trait]) -> frozenset[Trait]:
         """Return the traits that hold once the method has been applied to `before`."""
-        return (before - self.removes) | self.adds
+        lost = {trait for trait, needed in self.only_with if needed not in before}
+        return (before - self.removes - lost) | self.adds
 
 
 INITIAL = frozenset({Trait.LOSSLESS, Trait.FRESH, Trait.SINGLE_MODEL, Trait.VERBATIM_PROMPT})

@@ -31,6 +31,7 @@ _OFFERED = frozenset(
         Trait.DENSE_CACHE,
         Trait.FULL_CONTEXT,
         Trait.ROLLBACK,
+        Trait.SLOT_MASKS,
         Trait.STATIC_SHAPES,
         Trait.ATTENTION_HOOK,
         Trait.OWN_LOOP,
@@ -52,7 +53,7 @@ class Native(AbstractEngine):
         """Everything, but for what the config rules out.
 
         Experts add MOE; a checkpoint that comes quantised holds no floats; recurrent state cannot
-        be taken back.
+        be taken back; windows go by slots.
         """
         config = load.read_config(path)
         traits = _OFFERED | frozenset(device.traits)
@@ -61,7 +62,11 @@ class Native(AbstractEngine):
         if config.get("quantization_config"):
             traits -= {Trait.FLOAT_WEIGHTS}
         if load.has_recurrent_state(config):
-            traits -= {Trait.ROLLBACK, Trait.PADDED_BATCH}
+            traits -= {Trait.ROLLBACK, Trait.PADDED_BATCH, Trait.SLOT_MASKS}
+        if load.has_windows(config):
+            traits -= {Trait.SLOT_MASKS}
+            if self.mode == "compiled":  # static windows overwrite what would have to come back
+                traits -= {Trait.ROLLBACK}
         return traits
 
     @contextmanager

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from compresskit.errors import Conflict, RunError
 
@@ -147,9 +147,24 @@ def new_dynamic(config: PreTrainedConfig) -> Cache:
     return DynamicCache(config=config)
 
 
+class FixedLayer(StaticLayer):  # type: ignore[misc]  # transformers is untyped here
+    """A preallocated layer that can forget its newest tokens: what lies behind the length is masked."""
+
+    is_croppable = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Shorten the length; `tokens_to_remove` is zero or negative, as in transformers."""
+        # In place: graphs read it at this address.
+        self.cumulative_length.add_(tokens_to_remove)
+
+
 def static(config: PreTrainedConfig, capacity: int) -> Cache:
     """Return a preallocated cache for `capacity` tokens, whose shapes never change."""
-    return StaticCache(config=config, max_cache_len=capacity)
+    cache = StaticCache(config=config, max_cache_len=capacity)
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is StaticLayer:  # sliding ones overwrite what they would have to give back
+            cache.layers[index] = FixedLayer(max_cache_len=capacity)
+    return cache
 
 
 def build_cache(config: PreTrainedConfig, make_layer: Callable[[int], Layer]) -> Cache:

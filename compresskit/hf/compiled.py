@@ -1,11 +1,12 @@
-"""Compiled decoding: a static cache and one compiled step of one token.
+"""Compiled decoding: a static cache and a compiled step for each width that the loop asks for.
 
     prefill   eager (its shape changes from prompt to prompt), writes into the static cache
-    decode    torch.compile of the model's forward for shape [B, 1]:
+    decode    torch.compile of the model's forward for shape [B, T], T among `System.widths`: one
+              token, and the blocks of a speculative loop:
               CPU   inductor with frozen weights, so that constants are folded and laid out once
               CUDA  mode "reduce-overhead", which replays a CUDA graph
 
-Each batch size and cache capacity is a graph of its own; capacities are rounded up to `SLOTS`, so
+Each batch size, width and cache capacity is a graph of its own; capacities are rounded up to `SLOTS`, so
 that few are needed. `fullgraph` makes a graph break, or one recompilation too many, an error
 instead of a silent return to eager code. The first decode step compiles; the runner pays it before
 anything is timed and records it.
@@ -28,7 +29,7 @@ from compresskit.hf.step import eager_step
 SLOTS = 128
 """Capacities are multiples of this many tokens."""
 GRAPHS = 64
-"""Most graphs of one process: one for each batch size, capacity and padding that occurs."""
+"""Most graphs of one process: one for each batch size, width, capacity and kind of mask."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def compile_decode(system: System) -> System:
-    """Return the system with a static cache and a compiled one-token step.
+    """Return the system with a static cache and a compiled step for each of its widths.
 
     Raises:
         Conflict: torch.compile cannot work here (no C++ compiler).
@@ -46,7 +47,8 @@ def compile_decode(system: System) -> System:
     return replace(
         system,
         new_cache=lambda capacity: static(config, -(-capacity // SLOTS) * SLOTS),
-        step=CompiledStep(system.model, system.device.kind),
+        step=CompiledStep(system.model, system.device.kind, system.widths),
+        fixed_widths=True,
         kernels={**system.kernels, "decode_step": f"torch.compile ({_how(system.device.kind)})"},
     )
 
@@ -56,16 +58,17 @@ def _how(kind: str) -> str:
 
 
 class CompiledStep:
-    """One-token steps go through the compiled forward, all others through the eager one."""
+    """Steps of one of the `widths` go through the compiled forward, all others through the eager one."""
 
-    def __init__(self, model: Any, kind: str) -> None:
+    def __init__(self, model: Any, kind: str, widths: tuple[int, ...] = (1,)) -> None:
         """Wrap `model`; a graph is built when the first step of its shape is taken."""
         self.kind = kind
+        self.widths = frozenset(widths)
         self.built_bytes: int | None = 0
         """Anonymous memory that building the graphs has taken, their constants included; None where
         the system does not tell. It is the compiler's code, its caches and the graphs."""
         self._modules: list[Any] = []
-        self._known: set[tuple[int, int, bool]] = set()
+        self._known: set[tuple[object, ...]] = set()
         self._eager = eager_step(model)
         with self._noted():
             self._compiled = _compile(model, kind)
@@ -78,9 +81,12 @@ class CompiledStep:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Return logits, as every `Step`."""
         logits: torch.Tensor
+        hidden: torch.Tensor | None
+        width = tokens.shape[1]
         seen = int(cache.get_seq_length())
         if positions is None:
             # A static cache cannot tell its length from its shape; counting here, outside the
@@ -88,20 +94,25 @@ class CompiledStep:
             positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device).unsqueeze(
                 0
             )
-        if tokens.shape[1] > 1 or seen == 0:
-            logits = self._eager(tokens, cache, mask=mask, positions=positions, keep=keep)
+        capacity = cache.get_max_length()
+        if mask is not None and (mask.dim() == 4 or seen > 0):
+            # Same width at every step, or each would be compiled anew.
+            mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[-1]))
+        if width not in self.widths or seen == 0:
+            logits = self._eager(
+                tokens, cache, mask=mask, positions=positions, keep=keep, features=features
+            )
             if self.kind == "cpu":
                 _unmark(cache)
             return logits
-        capacity = cache.get_max_length()
-        graph = (tokens.shape[0], capacity, mask is None)
-        if mask is not None:
-            # Same width at every step, or each would be compiled anew.
-            mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]))
+        wanted = features is not None
+        graph = (*tokens.shape, capacity, None if mask is None else mask.dim(), wanted)
         with nullcontext() if graph in self._known else self._building():
-            logits = self._compiled(tokens, cache, mask, positions)
+            logits, hidden = self._compiled(tokens, cache, mask, positions, wanted)
         self._known.add(graph)
-        return logits
+        if features is not None and hidden is not None:
+            features.append(hidden[:, -keep:])
+        return logits[:, -keep:]
 
     def constants(self) -> list[torch.Tensor]:
         """Tensors that the graphs keep alive: weights that were folded, laid out or just noted."""
@@ -179,16 +190,21 @@ def _freezing(kind: str) -> Iterator[None]:
 
 def _compile(model: Any, kind: str) -> Any:
     def forward(
-        tokens: torch.Tensor, cache: Any, mask: torch.Tensor | None, positions: torch.Tensor
-    ) -> torch.Tensor:
-        logits: torch.Tensor = model(
+        tokens: torch.Tensor,
+        cache: Any,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        features: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output = model(
             input_ids=tokens,
             past_key_values=cache,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
-        ).logits
-        return logits
+            output_hidden_states=features,
+        )
+        return output.logits, output.hidden_states[-1] if features else None
 
     if kind == "cpu":
         import torch._inductor.config as inductor

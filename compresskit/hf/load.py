@@ -66,6 +66,16 @@ def has_recurrent_state(config: dict[str, Any]) -> bool:
     return any("attention" not in kind or "linear" in kind for kind in kinds)
 
 
+def has_windows(config: dict[str, Any]) -> bool:
+    """Tell whether some layers attend to the newest tokens only (sliding or chunked windows)."""
+    text = config.get("text_config") or config
+    kinds = text.get("layer_types")
+    if kinds is not None:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    # Mistral's way: a window for all layers. Qwen 2 has the number and a switch beside it.
+    return bool(text.get("sliding_window")) and text.get("use_sliding_window", True)
+
+
 def checkpoint_dtype(config: dict[str, Any]) -> str:
     """The type the weights were saved in; float32 where the config does not say."""
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")

@@ -57,17 +57,23 @@ def recompute_step(model: Any) -> Step:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         text: TextLayer = cache.layers[0]
         text.extend(tokens, positions)
         assert text.ids is not None  # appended to just now
-        logits: torch.Tensor = model(
+        keep = keep or tokens.shape[1]
+        output = model(
             input_ids=text.ids[:, 0, :, 0],
             attention_mask=mask,
             position_ids=None if text.positions is None else text.positions[:, 0, :, 0],
             use_cache=False,
-            logits_to_keep=keep or tokens.shape[1],
-        ).logits
+            logits_to_keep=keep,
+            output_hidden_states=features is not None,
+        )
+        logits: torch.Tensor = output.logits
+        if features is not None:
+            features.append(output.hidden_states[-1][:, -keep:])
         return logits
 
     return step

@@ -26,6 +26,7 @@ def eager_step(model: Any) -> Step:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         new = tokens.shape[1]
         sliced = 0 < keep < new
@@ -36,8 +37,11 @@ def eager_step(model: Any) -> Step:
             position_ids=positions,
             use_cache=True,
             logits_to_keep=torch.arange(new - keep, new, device=tokens.device) if sliced else keep,
+            output_hidden_states=features is not None,
         )
         logits: torch.Tensor = output.logits
+        if features is not None:
+            features.append(output.hidden_states[-1][:, -keep if keep else 0 :])
         return logits
 
     return step

@@ -26,10 +26,13 @@ class Counter:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Count, then step."""
         self.calls += 1
-        return self.step(tokens, cache, mask=mask, positions=positions, keep=keep)
+        return self.step(
+            tokens, cache, mask=mask, positions=positions, keep=keep, features=features
+        )
 
 
 def counting(system: System) -> tuple[System, Counter]:

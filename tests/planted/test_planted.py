@@ -208,13 +208,13 @@ def test_a_draft_that_accepts_a_wrong_token_is_a_matter_of_outputs(
 ) -> None:
     right = _verify.verify
 
-    def credulous(logits: Any, draft: Any, *rest: Any) -> Any:
-        found = right(logits, draft, *rest)
+    def credulous(logits: Any, drafts: Any, *rest: Any) -> Any:
+        (found,), (draft,) = right(logits, drafts, *rest), drafts
         if found.accepted == len(draft.tokens):
-            return found
+            return [found]
         more = found.accepted + 1
-        after = int(logits[more].argmax(-1))
-        return _verify.Verdict([*draft.tokens[:more], after], more)
+        after = int(logits[0, more].argmax(-1))
+        return [_verify.Verdict([*draft.tokens[:more], after], list(range(more)))]
 
     monkeypatch.setattr(_loop, "verify", credulous)
     result = gate.run()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from compresskit.methods.speculative._draft import Draft
 from compresskit.methods.speculative._verify import (
-    Draft,
     accept_probability,
     judge,
     residual,
@@ -173,13 +173,29 @@ def test_a_uniform_of_zero_accepts_nothing_impossible():
     assert after.tolist() == [0, 1]
 
 
+def greedy(draft):
+    """What a row says whose model would go on with 2, 4, 1, 5."""
+    logits = torch.eye(6)[[2, 4, 1, 5]][: len(draft.tokens) + 1]
+    (verdict,) = verify(logits[None], [draft], SamplingSpec(), None)
+    return verdict
+
+
 def test_greedy_accepts_while_the_draft_is_the_arg_max():
+    assert greedy(Draft([2, 4, 1])) == ([2, 4, 1, 5], [0, 1, 2])
+    assert greedy(Draft([2, 3, 1])) == ([2, 4], [0])
+    assert greedy(Draft([0, 4, 1])) == ([2], [])
+    assert greedy(Draft([])) == ([2], [])
+
+
+def test_greedy_goes_down_the_branch_that_the_model_says():
+    # Logits follow the tokens: after the root 2, after place 0 (the wrong token) 4, after place 1 ...
     logits = torch.eye(6)[[2, 4, 1, 5]]
-    greedy = SamplingSpec()
-    assert verify(logits, Draft([2, 4, 1]), greedy, None) == ([2, 4, 1, 5], 3)
-    assert verify(logits, Draft([2, 3, 1]), greedy, None) == ([2, 4], 1)
-    assert verify(logits, Draft([0, 4, 1]), greedy, None) == ([2], 0)
-    assert verify(logits[:1], Draft([]), greedy, None) == ([2], 0)
+    tree = Draft([0, 2, 1], parents=[-1, -1, 1])
+    (verdict,) = verify(logits[None], [tree], SamplingSpec(), None)
+    assert verdict == ([2, 1, 5], [1, 2])
+    # The same token under another parent is not on the way.
+    (verdict,) = verify(logits[None], [tree._replace(parents=[-1, -1, 0])], SamplingSpec(), None)
+    assert verdict == ([2, 1], [1])
 
 
 # The index

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from compresskit.decode import autoregressive
 from compresskit.device import resolve
 from compresskit.hf.cache import new_dynamic
+from compresskit.hf.step import eager_step
 from compresskit.spec import SamplingSpec
 from compresskit.system import Request, System
 
@@ -79,21 +80,11 @@ class Lab:
             twin.load_state_dict(model.state_dict())
             model = twin.eval()
 
-        def step(tokens, cache, *, mask=None, positions=None, keep=1):
-            return model(
-                input_ids=tokens,
-                past_key_values=cache,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=keep,
-            ).logits
-
         return System(
             model=model,
             tokenizer=SimpleNamespace(eos_ids=(), bos_id=None, has_chat_template=False),
             device=resolve("cpu"),
-            step=step,
+            step=eager_step(model),
             new_cache=lambda capacity: new_dynamic(model.config),
             decode=autoregressive,
             context=256,

@@ -152,11 +152,20 @@ def test_a_static_cache_has_its_size_from_the_first_token_on(lab):
     assert cache_bytes(cache) == held
 
 
-def test_a_static_cache_cannot_take_tokens_back(lab):
-    cache = filled(StaticKV().apply(lab.system("llama"), None), lab.prompt(5), more=1)
-    with pytest.raises(RunError, match="StaticLayer"):
-        roll_back(cache, 1)
-    assert Trait.ROLLBACK in StaticKV().effects().removes
+def test_a_static_cache_takes_tokens_back_exactly_but_not_out_of_a_window(lab):
+    system = StaticKV().apply(lab.system("llama"), None)
+    straight, detour = (system.new_cache(20) for _ in range(2))
+    for cache in (straight, detour):
+        system.step(lab.prompt(5), cache)
+    system.step(lab.prompt(3, seed=7), detour)
+    roll_back(detour, 3)
+    assert torch.equal(system.step(lab.prompt(1), detour), system.step(lab.prompt(1), straight))
+    windows = StaticKV().apply(lab.system("gemma3_text"), None)
+    with pytest.raises(RunError, match="StaticSlidingWindowLayer"):
+        roll_back(filled(windows, lab.prompt(5), more=1), 1)
+    traits = frozenset(Trait)
+    assert Trait.ROLLBACK in StaticKV().effects().after(traits)
+    assert Trait.ROLLBACK not in StaticKV().effects().after(traits - {Trait.SLOT_MASKS})
 
 
 # Offloading

@@ -40,7 +40,9 @@ class AsyncDevice:
         """Chunks of one row: seconds of work and tokens. Vector 1 of the timing definitions."""
         for seconds, count in steps:
             self.launch(seconds)
-            yield Chunk(torch.zeros(1, count, dtype=torch.long), torch.tensor([count]), count, 1)
+            yield Chunk(
+                torch.zeros(1, count, dtype=torch.long), torch.tensor([count]), ((count, 1),)
+            )
 
 
 def test_the_trace_waits_for_the_device_at_each_chunk() -> None:

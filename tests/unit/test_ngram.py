@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
-from compresskit.decode import pad
-from compresskit.errors import InputError, SpecError
+from compresskit.errors import SpecError
+from compresskit.hf import slots
 from compresskit.methods.speculative import _loop
+from compresskit.methods.speculative._draft import Draft, EachRow
 from compresskit.methods.speculative._loop import speculate
-from compresskit.methods.speculative._verify import Draft, Verdict
+from compresskit.methods.speculative._verify import Verdict
 from compresskit.methods.speculative.ngram import Lookup, NGram
 from compresskit.traits import Trait
 
@@ -69,7 +69,7 @@ def test_any_share_of_wrong_drafts_gives_the_same_tokens(lab, architecture, leng
     system = lab.system(architecture)
     request = lab.request(lab.prompt(length), 40)
     answer = plain(lab, system, request)
-    chunks = list(speculate(system, request, Known(answer, every=every)))
+    chunks = list(speculate(system, request, EachRow([Known(answer, every=every)])))
     assert lab.rows(chunks) == [answer]
     # The first chunk comes from the prefill; then whole blocks, or what precedes a planted error.
     if every == 0:
@@ -115,7 +115,7 @@ def test_exactly_the_tokens_asked_for_and_no_pass_too_many(lab, new):
     answer = plain(lab, system, request)
     passes.clear()
     longer = [*answer, 1, 2, 3, 4, 5]
-    chunks = list(speculate(system, request, Known(longer)))
+    chunks = list(speculate(system, request, EachRow([Known(longer)])))
     assert lab.rows(chunks) == [answer]
     # Drafts never reach past the end, so the cache never needs more than its capacity.
     assert sum(map(len, passes)) <= 9 + new - 1
@@ -130,7 +130,7 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(lab, place):
     request = lab.request(lab.prompt(9), 30, stop=(answer[place], unsaid))
     expected = plain(lab, system, request)
     assert expected == answer[: answer.index(answer[place]) + 1]
-    chunks = list(speculate(system, request, Known(answer)))
+    chunks = list(speculate(system, request, EachRow([Known(answer)])))
     assert lab.rows(chunks) == [expected]
     assert all(0 <= chunk.accepted <= int(chunk.lengths) for chunk in chunks)
 
@@ -139,8 +139,10 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(lab, place):
 
 
 def test_accepting_without_a_check_changes_the_tokens(lab, monkeypatch):
-    def gullible(logits, draft, sampling, generator):
-        return Verdict([*draft.tokens, int(logits[-1].argmax())], len(draft.tokens))
+    def gullible(logits, drafts, sampling, generator, typical):
+        (draft,) = drafts
+        places = list(range(len(draft.tokens)))
+        return [Verdict([*draft.tokens, int(logits[0, -1].argmax())], places)]
 
     monkeypatch.setattr(_loop, "verify", gullible)
     system = lab.system("llama")
@@ -151,23 +153,23 @@ def test_accepting_without_a_check_changes_the_tokens(lab, monkeypatch):
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_a_rollback_that_is_off_by_one_changes_the_tokens(lab, architecture, off, monkeypatch):
-    right = _loop.roll_back
+    right = slots.roll_back
     monkeypatch.setattr(
-        _loop, "roll_back", lambda cache, n: right(cache, max(n + off, 0) if n else 0)
+        slots, "roll_back", lambda cache, n: right(cache, max(n + off, 0) if n else 0)
     )
     system = lab.system(architecture)
     request = lab.request(lab.prompt(30), 40)
     answer = plain(lab, system, request)
-    assert lab.rows(speculate(system, request, Known(answer, every=3))) != [answer]
+    assert lab.rows(speculate(system, request, EachRow([Known(answer, every=3)]))) != [answer]
 
 
 def test_no_rollback_at_all_changes_the_tokens(lab, architecture, monkeypatch):
-    monkeypatch.setattr(_loop, "roll_back", lambda cache, n: None)
+    monkeypatch.setattr(slots, "roll_back", lambda cache, n: None)
     system = lab.system(architecture)
     request = lab.request(lab.prompt(30), 40)
     answer = plain(lab, system, request)
     try:
-        tokens = lab.rows(speculate(system, request, Known(answer, every=3)))
+        tokens = lab.rows(speculate(system, request, EachRow([Known(answer, every=3)])))
     except RuntimeError as error:
         # transformers 5.17: a sliding layer that was never trimmed outgrows its mask.
         assert "must match" in str(error)
@@ -176,15 +178,6 @@ def test_no_rollback_at_all_changes_the_tokens(lab, architecture, monkeypatch):
 
 
 # Refusals and parameters
-
-
-def test_more_than_one_row_or_padding_is_refused(lab):
-    system = NGram().apply(lab.system("llama"), None)
-    with pytest.raises(InputError, match="batch size 1"):
-        next(system.generate(lab.request(lab.prompt(5).expand(2, -1), 4)))
-    tokens, mask = pad([[1, 2], [1, 2, 3]], device=torch.device("cpu"))
-    with pytest.raises(InputError, match="without padding"):
-        next(system.generate(lab.request(tokens[:1], 4, mask=mask[:1])))
 
 
 def test_the_prompt_transform_is_applied_before_the_index_is_built(lab):
@@ -200,11 +193,15 @@ def test_parameters_are_checked():
     assert NGram.decode(dict(NGram.example), where="") == NGram(draft=4, max_match=2)
 
 
-def test_it_stays_lossless_and_single():
+def test_it_stays_lossless():
     before = frozenset(Trait)
     effects = NGram().effects()
     assert effects.requires == {Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK}
-    assert before - effects.after(before) == {Trait.BATCH, Trait.PADDED_BATCH, Trait.STATIC_SHAPES}
+    assert effects.after(before) == before
+    # Rows that grow apart leave holes, which a sliding window would count as tokens.
+    windows = before - {Trait.SLOT_MASKS}
+    assert windows - effects.after(windows) == {Trait.BATCH, Trait.PADDED_BATCH}
+    assert before - NGram(accept="typical").effects().after(before) == {Trait.LOSSLESS}
 
 
 # The index

@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy import stats
 
-from compresskit.methods.speculative import _loop, _verify
+from compresskit.hf import slots
+from compresskit.methods.speculative import _verify
+from compresskit.methods.speculative._draft import Draft, EachRow
 from compresskit.methods.speculative._loop import speculate
-from compresskit.methods.speculative._verify import Draft
 from compresskit.methods.speculative.ngram import NGram
 from compresskit.sampling import probabilities
 from compresskit.spec import SamplingSpec
@@ -79,7 +80,11 @@ FILTERED = SamplingSpec(temperature=1.3, top_k=4, top_p=0.9, min_p=0.02)
 )
 def test_the_joint_of_three_tokens_is_the_models(lab, system, prompt, sampling, lookup):
     method = NGram().apply(system, None)
-    make = method.generate if lookup else lambda request: speculate(system, request, Always())
+    make = (
+        method.generate
+        if lookup
+        else lambda request: speculate(system, request, EachRow([Always()]))
+    )
     assert p_value(lab, system, prompt, sampling, make) > 1e-3
 
 
@@ -113,11 +118,13 @@ def wrong_neighbour(p, q, token):
         (_verify, "accept_probability", accept_more),
         (_verify, "residual", keep_rejected),
         (_verify, "residual", wrong_neighbour),
-        (_loop, "roll_back", lambda cache, n: None),
+        (slots, "roll_back", lambda cache, n: None),
     ],
     ids=["accepts too often", "rejected token comes back", "residual off by one", "no rollback"],
 )
 def test_mistakes_are_caught(lab, system, prompt, module, name, wrong, monkeypatch):
     monkeypatch.setattr(module, name, wrong)
-    caught = p_value(lab, system, prompt, PLAIN, lambda r: speculate(system, r, Always()))
+    caught = p_value(
+        lab, system, prompt, PLAIN, lambda r: speculate(system, r, EachRow([Always()]))
+    )
     assert caught < 1e-6

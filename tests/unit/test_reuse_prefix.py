@@ -12,6 +12,7 @@ from compresskit.decode import pad
 from compresskit.errors import Conflict, RunError, SpecError
 from compresskit.hf.cache import cache_bytes, enable_rollback, roll_back
 from compresskit.hf.rows import learn
+from compresskit.hf.step import eager_step
 from compresskit.methods.kv.int8 import Int8Cache
 from compresskit.methods.kv.knorm import Knorm
 from compresskit.methods.kv.sink_window import SinkWindow
@@ -49,18 +50,7 @@ def prompts(lab):
 
 def in_bfloat16(system):
     model = copy.deepcopy(system.model).bfloat16()
-
-    def step(tokens, cache, *, mask=None, positions=None, keep=1):
-        return model(
-            input_ids=tokens,
-            past_key_values=cache,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-
-    return replace(system, model=model, step=step)
+    return replace(system, model=model, step=eager_step(model))
 
 
 def rows(cache):

@@ -30,8 +30,11 @@ class NoCache(AbstractMethod):
     stage: ClassVar[Stage] = Stage.CACHE
 
     def effects(self) -> Effects:
-        """Exact, and tokens are taken back by forgetting their ids; only shapes change."""
-        return whole(takes=(Trait.STATIC_SHAPES,), needs=(Trait.OWN_LOOP,))
+        """Exact, and tokens are taken back by forgetting their ids.
+
+        Shapes change, and the whole text goes through one mask: no tree of drafts has a place in it.
+        """
+        return whole(takes=(Trait.STATIC_SHAPES, Trait.SLOT_MASKS), needs=(Trait.OWN_LOOP,))
 
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the step and the cache."""

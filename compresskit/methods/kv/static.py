@@ -31,8 +31,9 @@ class StaticKV(AbstractMethod):
     stage: ClassVar[Stage] = Stage.CACHE
 
     def effects(self) -> Effects:
-        """Exact; transformers' static layers cannot take tokens back."""
-        return whole(takes=(Trait.ROLLBACK,))
+        """Exact; static windows overwrite what they would have to give back."""
+        effects = whole(takes=())
+        return effects.model_copy(update={"only_with": ((Trait.ROLLBACK, Trait.SLOT_MASKS),)})
 
     def apply(self, system: System, ctx: Context) -> System:
         """Make static caches."""

@@ -80,15 +80,20 @@ class PrefixStep:
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         keep: int = 1,
+        features: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Step, from the end of the longest stored prefix if this is the first pass."""
         if cache.get_seq_length() > 0:
-            return self.inner(tokens, cache, mask=mask, positions=positions, keep=keep)
+            return self.inner(
+                tokens, cache, mask=mask, positions=positions, keep=keep, features=features
+            )
         self.layout.check(cache)
         statistics = self.store.statistics
         if not _plain(tokens, mask, positions):
             statistics.bypassed += 1
-            return self.inner(tokens, cache, mask=mask, positions=positions, keep=keep)
+            return self.inner(
+                tokens, cache, mask=mask, positions=positions, keep=keep, features=features
+            )
         ids: list[int] = tokens[0].tolist()
         match = self.store.lookup(ids, self.salt)
         try:
@@ -97,7 +102,7 @@ class PrefixStep:
             used = used if used >= self.shortest else 0
             if used:
                 self.layout.restore(cache, self.memory.read(match.slots, used))
-            logits = self.inner(tokens[:, used:], cache, mask=mask, keep=keep)
+            logits = self.inner(tokens[:, used:], cache, mask=mask, keep=keep, features=features)
             statistics.lookups += 1
             statistics.prompt_tokens += len(ids)
             statistics.hits += used > 0

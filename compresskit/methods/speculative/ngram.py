@@ -7,20 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
 from pydantic import Field, JsonValue, model_validator
 
-from compresskit.method import AbstractMethod, Context, Stage
-from compresskit.methods.speculative._loop import speculate
-from compresskit.methods.speculative._verify import Draft
-from compresskit.traits import Effects, Trait
+from compresskit.methods.speculative._base import Speculative
+from compresskit.methods.speculative._draft import Draft, EachRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from compresskit.system import Chunk, Request, System
+    from compresskit.methods.speculative._draft import Drafter
+    from compresskit.system import Request, System
 
 
 class Lookup:
@@ -65,7 +63,7 @@ class Lookup:
 
 
 @final
-class NGram(AbstractMethod):
+class NGram(Speculative):
     """Draft the tokens that followed the newest n-gram earlier in the text, and verify them.
 
     Paper: Saxena 2023, Prompt Lookup Decoding (github.com/apoorvumang/prompt-lookup-decoding);
@@ -77,11 +75,8 @@ class NGram(AbstractMethod):
     n-gram length on the host. No draft, no cost: such a step is a plain one.
     """
 
-    stage: ClassVar[Stage] = Stage.DECODE
     example: ClassVar[Mapping[str, JsonValue]] = {"draft": 4, "max_match": 2}
 
-    draft: int = Field(8, ge=1)
-    """Most tokens drafted per step."""
     max_match: int = Field(3, ge=1)
     """Longest n-gram looked up; longer ones are tried first."""
     min_match: int = Field(1, ge=1)
@@ -95,20 +90,16 @@ class NGram(AbstractMethod):
             raise ValueError(f"min_match {self.min_match} is above max_match {self.max_match}")
         return self
 
-    def effects(self) -> Effects:
-        """One row only, and blocks whose length changes from step to step."""
-        return Effects(
-            requires=frozenset({Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK}),
-            removes=frozenset({Trait.BATCH, Trait.PADDED_BATCH, Trait.STATIC_SHAPES}),
+    def drafter(self, system: System, request: Request) -> Drafter:
+        """A fresh index for each row."""
+        return EachRow(
+            [
+                Lookup(
+                    longest=self.max_match,
+                    shortest=self.min_match,
+                    match=self.match,
+                    draft=self.draft,
+                )
+                for _ in request.tokens
+            ]
         )
-
-    def apply(self, system: System, ctx: Context) -> System:
-        """Decode in the speculative loop."""
-        return replace(system, decode=self.speculate)
-
-    def speculate(self, system: System, request: Request) -> Iterator[Chunk]:
-        """Decode `request` with a fresh index."""
-        lookup = Lookup(
-            longest=self.max_match, shortest=self.min_match, match=self.match, draft=self.draft
-        )
-        return speculate(system, request, lookup)

@@ -1,0 +1,78 @@
+"""What all speculative methods share: how long to draft, how to judge, what it needs.
+
+A method says how it guesses (`drafter`); the loop, the verifier and the batch are the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.method import AbstractMethod, Context, Stage
+from compresskit.methods.speculative._loop import speculate
+from compresskit.methods.speculative._verify import Typical
+from compresskit.traits import Effects, Trait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compresskit.methods.speculative._draft import Drafter
+    from compresskit.system import Chunk, Request, System
+
+NEEDS = frozenset({Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK})
+RAGGED = (
+    (Trait.BATCH, Trait.SLOT_MASKS),
+    (Trait.BATCH, Trait.PADDED_BATCH),
+    (Trait.PADDED_BATCH, Trait.SLOT_MASKS),
+)
+"""Rows that grow by different lengths leave slots to be masked."""
+
+
+class Speculative(AbstractMethod):
+    """Draft, verify, keep what the model would have said itself."""
+
+    stage: ClassVar[Stage] = Stage.DECODE
+    trees: ClassVar[bool] = False
+    """Drafts may be trees, whose tokens see different slots in one pass."""
+
+    draft: int = Field(8, ge=1)
+    """Most tokens drafted in a row per step."""
+    accept: Literal["exact", "typical"] = "exact"
+    """exact: output as without drafts (greedy: equal; sampled: equally distributed). typical: also
+    what the model finds likely enough; not lossless."""
+    threshold: float = Field(0.09, gt=0, le=1)
+    """typical: a token more likely than this is always accepted."""
+    alpha: float = Field(0.3, gt=0, le=1)
+    """typical: the bound is alpha · exp(-entropy), where that is lower."""
+
+    def effects(self) -> Effects:
+        """Any loop of ours whose cache takes tokens back; batches where slots may be masked."""
+        lossy = frozenset({Trait.LOSSLESS}) if self.accept == "typical" else frozenset()
+        also = frozenset({Trait.SLOT_MASKS, Trait.PADDED_BATCH}) if self.trees else frozenset()
+        return Effects(requires=NEEDS | also, removes=lossy, only_with=RAGGED)
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Decode in the speculative loop."""
+        return replace(
+            self.prepare(system, ctx), decode=self.speculate, widths=(1, self.widest() + 1)
+        )
+
+    def prepare(self, system: System, ctx: Context) -> System:
+        """Load or make what the drafter needs; nothing by default."""
+        return system
+
+    def widest(self) -> int:
+        """Most tokens of one draft, all branches together."""
+        return self.draft
+
+    @abstractmethod
+    def drafter(self, system: System, request: Request) -> Drafter:
+        """A drafter for the rows of `request`, knowing nothing yet."""
+
+    def speculate(self, system: System, request: Request) -> Iterator[Chunk]:
+        """Decode `request` with a fresh drafter."""
+        typical = Typical(self.threshold, self.alpha) if self.accept == "typical" else None
+        return speculate(system, request, self.drafter(system, request), typical)
