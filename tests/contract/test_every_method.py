@@ -42,13 +42,20 @@ def command_line(name: str) -> str:
     return spec_of(name).label()
 
 
+def answers(system, request) -> list[list[int]]:
+    """New tokens of each row."""
+    rows: list[list[int]] = [[] for _ in request.tokens]
+    for chunk in system.generate(request):
+        for row, new, length in zip(
+            rows, chunk.tokens.tolist(), chunk.lengths.tolist(), strict=True
+        ):
+            row += new[:length]
+    return rows
+
+
 def greedy(system, new=NEW) -> list[int]:
     ids = torch.tensor([system.tokenizer.encode(PROMPT)])
-    request = Request(tokens=ids, max_new_tokens=new, sampling=SamplingSpec())
-    tokens: list[int] = []
-    for chunk in system.generate(request):
-        tokens += chunk.tokens[0, : int(chunk.lengths[0])].tolist()
-    return tokens
+    return answers(system, Request(tokens=ids, max_new_tokens=new, sampling=SamplingSpec()))[0]
 
 
 @pytest.fixture(scope="module")
@@ -212,13 +219,10 @@ def test_traits_are_honest_about_padding(name: str, open_stack) -> None:
         rows = [system.tokenizer.encode(PROMPT), system.tokenizer.encode("One, two, three,")]
         tokens, mask = pad(rows, device=torch.device("cpu"))
         request = Request(tokens=tokens, mask=mask, max_new_tokens=12, sampling=SamplingSpec())
-        together = torch.cat([chunk.tokens for chunk in system.generate(request)], dim=1).tolist()
+        together = answers(system, request)
         for row, ids in enumerate(rows):
             alone = Request(tokens=torch.tensor([ids]), max_new_tokens=12, sampling=SamplingSpec())
-            single = torch.cat([chunk.tokens for chunk in system.generate(alone)], dim=1)[
-                0
-            ].tolist()
-            assert together[row] == single
+            assert [together[row]] == answers(system, alone)
 
 
 def test_facts_use_names_that_metrics_know_or_say_what_they_are(open_stack) -> None:

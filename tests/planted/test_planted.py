@@ -25,7 +25,7 @@ from compresskit.errors import Exit
 from compresskit.measure import clock, passes
 from compresskit.methods.kv import sink_window
 from compresskit.methods.quant import int8
-from compresskit.methods.speculative import _loop, _verify
+from compresskit.methods.speculative import _base, _verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -216,7 +216,7 @@ def test_a_draft_that_accepts_a_wrong_token_is_a_matter_of_outputs(
         after = int(logits[0, more].argmax(-1))
         return [_verify.Verdict([*draft.tokens[:more], after], list(range(more)))]
 
-    monkeypatch.setattr(_loop, "verify", credulous)
+    monkeypatch.setattr(_base, "verify", credulous)
     result = gate.run()
     assert result.exit_code == Exit.FAILED, result.stderr
     failures = gate.failures(result)

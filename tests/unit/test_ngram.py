@@ -8,7 +8,7 @@ import pytest
 
 from compresskit.errors import SpecError
 from compresskit.hf import slots
-from compresskit.methods.speculative import _loop
+from compresskit.methods.speculative import _base
 from compresskit.methods.speculative._draft import Draft, EachRow
 from compresskit.methods.speculative._loop import speculate
 from compresskit.methods.speculative._verify import Verdict
@@ -139,12 +139,12 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(lab, place):
 
 
 def test_accepting_without_a_check_changes_the_tokens(lab, monkeypatch):
-    def gullible(logits, drafts, sampling, generator, typical):
+    def gullible(logits, drafts, sampling, generator):
         (draft,) = drafts
         places = list(range(len(draft.tokens)))
         return [Verdict([*draft.tokens, int(logits[0, -1].argmax())], places)]
 
-    monkeypatch.setattr(_loop, "verify", gullible)
+    monkeypatch.setattr(_base, "verify", gullible)
     system = lab.system("llama")
     request = lab.request(lab.prompt(8).repeat(1, 3), 40)
     method = NGram().apply(system, None)

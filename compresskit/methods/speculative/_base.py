@@ -5,6 +5,7 @@ A method says how it guesses (`drafter`); the loop, the verifier and the batch a
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,13 +14,14 @@ from pydantic import Field
 
 from compresskit.method import AbstractMethod, Context, Stage
 from compresskit.methods.speculative._loop import speculate
-from compresskit.methods.speculative._verify import Typical
+from compresskit.methods.speculative._verify import typical, verify
 from compresskit.traits import Effects, Trait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from compresskit.methods.speculative._draft import Drafter
+    from compresskit.methods.speculative._verify import Judge
     from compresskit.system import Chunk, Request, System
 
 NEEDS = frozenset({Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK})
@@ -72,7 +74,12 @@ class Speculative(AbstractMethod):
     def drafter(self, system: System, request: Request) -> Drafter:
         """A drafter for the rows of `request`, knowing nothing yet."""
 
+    def judge(self) -> Judge:
+        """The rule of acceptance."""
+        if self.accept == "typical":
+            return functools.partial(typical, threshold=self.threshold, alpha=self.alpha)
+        return verify
+
     def speculate(self, system: System, request: Request) -> Iterator[Chunk]:
         """Decode `request` with a fresh drafter."""
-        typical = Typical(self.threshold, self.alpha) if self.accept == "typical" else None
-        return speculate(system, request, self.drafter(system, request), typical)
+        return speculate(system, request, self.drafter(system, request), self.judge())

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from compresskit.methods.speculative._draft import Drafter
-    from compresskit.methods.speculative._verify import Typical
+    from compresskit.methods.speculative._verify import Judge
     from compresskit.system import Request, System
 
 
 @torch.inference_mode()
 def speculate(
-    system: System, request: Request, drafter: Drafter, typical: Typical | None = None
+    system: System, request: Request, drafter: Drafter, judge: Judge = verify
 ) -> Iterator[Chunk]:
     """Decode `request`: greedy tokens equal plain decoding's, sampled ones follow its law.
 
-    With `typical` acceptance neither holds.
+    Unless `judge` is another than `verify`.
     """
     tokens = check_request(system, request)
     batch, width = tokens.shape
@@ -53,7 +53,7 @@ def speculate(
     left = [request.max_new_tokens] * batch
     while True:
         with system.during("judge"):
-            verdicts = verify(logits, drafts, request.sampling, generator, typical)
+            verdicts = judge(logits, drafts, request.sampling, generator)
             emitted = [
                 _until_stop(verdict.tokens[: max(left[row], 0)], request.stop)
                 for row, verdict in enumerate(verdicts)

@@ -23,7 +23,7 @@ arXiv 2401.10774, section 2.3.1).
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -48,11 +48,17 @@ class Verdict(NamedTuple):
         return len(self.path)
 
 
-class Typical(NamedTuple):
-    """Bounds of typical acceptance."""
+class Judge(Protocol):
+    """A rule of acceptance: `verify`, or one that is not lossless."""
 
-    threshold: float
-    alpha: float
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        drafts: Sequence[Draft],
+        sampling: SamplingSpec,
+        generator: torch.Generator | None,
+    ) -> list[Verdict]:
+        """Judge the draft of every row, as `verify`."""
 
 
 def accept_probability(
@@ -109,10 +115,10 @@ def walk(said: Sequence[int], draft: Draft) -> Verdict:
     return Verdict([*(draft.tokens[place] for place in path), said[at + 1]], path)
 
 
-def likely(p: torch.Tensor, typical: Typical) -> torch.Tensor:
+def likely(p: torch.Tensor, threshold: float, alpha: float) -> torch.Tensor:
     """Whether each token is typical enough: bool `[..., V]` of probabilities `[..., V]`."""
     entropy = -torch.xlogy(p, p).sum(-1, keepdim=True)
-    return p > (typical.alpha * torch.exp(-entropy)).clamp(max=typical.threshold)
+    return p > (alpha * torch.exp(-entropy)).clamp(max=threshold)
 
 
 def verify(
@@ -120,16 +126,13 @@ def verify(
     drafts: Sequence[Draft],
     sampling: SamplingSpec,
     generator: torch.Generator | None,
-    typical: Typical | None = None,
 ) -> list[Verdict]:
     """Judge the draft of every row by the logits `[B, T, V]` after each token of its block.
 
     A block is the newest token and the draft; rows with shorter blocks are padded at the end.
-    Without `typical` the emitted tokens are exactly the model's: equal ones at temperature 0, equally
-    distributed ones otherwise.
+    The emitted tokens are exactly the model's: equal ones at temperature 0, equally distributed ones
+    otherwise.
     """
-    if typical is not None:
-        return _typical(logits, drafts, sampling, generator, typical)
     if sampling.temperature == 0:
         heard: list[list[int]] = logits.argmax(-1).tolist()
         return [walk(said, draft) for said, draft in zip(heard, drafts, strict=True)]
@@ -151,12 +154,14 @@ def verify(
     ]
 
 
-def _typical(
+def typical(
     logits: torch.Tensor,
     drafts: Sequence[Draft],
     sampling: SamplingSpec,
     generator: torch.Generator | None,
-    typical: Typical,
+    *,
+    threshold: float,
+    alpha: float,
 ) -> list[Verdict]:
     """Follow typical tokens as deep as they go; the last token is the model's own.
 
@@ -164,7 +169,7 @@ def _typical(
     """
     greedy = sampling.temperature == 0
     p = logits.float().softmax(-1) if greedy else probabilities(logits, sampling)
-    fine = likely(p, typical)
+    fine = likely(p, threshold, alpha)
     verdicts = []
     for row, draft in enumerate(drafts):
         places = torch.tensor([parent + 1 for parent in draft.follows()], dtype=torch.long)
