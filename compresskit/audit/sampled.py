@@ -14,6 +14,7 @@ from compresskit.audit import power
 from compresskit.audit.answer import request_of
 from compresskit.audit.cells import DEPTH
 from compresskit.audit.document import SampledCheck
+from compresskit.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +64,11 @@ def sampled(
     *,
     first_seed: int,
 ) -> SampledCheck:
-    """Draw `draws` answers in batches, each with a seed of its own, and test them."""
+    """Draw `draws` answers in batches, each with a seed of its own, and test them.
+
+    Raises:
+        RunError: an answer has fewer tokens than were asked for.
+    """
     counts: list[Counter[Key]] = [Counter() for _ in cells]
     drafts: list[tuple[int, int]] | None = []
     turn = 0
@@ -79,6 +84,11 @@ def sampled(
         )
         answered = answer(request, DEPTH)
         for row, tokens in zip(rows, answered.rows, strict=True):
+            if len(tokens) < DEPTH:
+                raise RunError(
+                    f"an answer of {request.max_new_tokens} tokens, without a stop token, has "
+                    f"{len(tokens)}: what is audited must not end earlier."
+                )
             counts[row][cells[row].cell(tokens)] += 1
         if answered.drafts is None or drafts is None:
             drafts = None
