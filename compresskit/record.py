@@ -170,8 +170,8 @@ class MemoryPass(Stored):
     arrived: `bytes` in the model's type, and how many `numbers` these are. Null in older records,
     and where no keys and values are cached."""
     drafter_bytes: Annotated[int | None, Field(exclude_if=lambda one: one is None)] = None
-    """What the drafter of a speculative loop held at the end of the request: tables, texts, and the
-    weights and the cache of a draft model. Null where nothing drafts or the drafter does not tell."""
+    """What the drafter of a speculative loop held at the end of the request: tables, texts and the cache
+    of a draft model, but no weights. Null where nothing drafts or the drafter does not tell."""
     moved_bytes: dict[str, int] | None = None
     """Bytes that one decode step at this batch and cache length has to read: weights (an embedding
     only where it is also the head; of a mixture only the active experts), cache; and `cache_copy`,

@@ -14,6 +14,7 @@ class By(StrEnum):
 
     BITS = "bits"
     CACHE = "cache"
+    SPECULATION = "speculation"
 
 
 class Format(StrEnum):
@@ -40,7 +41,8 @@ def table(
         typer.Option(
             "--by",
             help="bits: rows in bands of effective bits per parameter, closest to dense first. cache: "
-            "rows by the bytes that their caches hold.",
+            "rows by the bytes that their caches hold. speculation: what drafts brought, where the time "
+            "went, and what was to be expected.",
             show_default=False,
         ),
     ] = None,
@@ -97,6 +99,8 @@ def table(
 
       compresskit table results/kv --by cache --plot cache.svg
 
+      compresskit table results/speculation --by speculation
+
       compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
@@ -132,6 +136,10 @@ def table(
         from compresskit.report.held import by_cache
 
         built = by_cache(built)
+    if by is By.SPECULATION:
+        from compresskit.report.speculation import by_speculation
+
+        built = by_speculation(built)
     warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())

@@ -54,6 +54,21 @@ def of_record(record: Record) -> Acceptance | None:
     return found if found is not None and found.steps else None
 
 
+def lossless(record: Record) -> tuple[str, str]:
+    """What the rule of acceptance promises about the output, in a word, and why.
+
+    exact: the tokens of plain decoding. distribution: tokens that are distributed like those. none: a
+    rule that lets other tokens through. The promise is about the model as the rest of the stack left
+    it, and about real arithmetic: rounding may flip a near tie.
+    """
+    for method in record.spec.stack:
+        if method.params.get("accept", "exact") != "exact":
+            return "none", f"{method.name} accepts by the rule {method.params['accept']!r}"
+    if record.spec.sampling.temperature == 0:
+        return "exact", "a draft stays while it is what the model says"
+    return "distribution", "accepted and redrawn so that the model's distribution is left"
+
+
 def _counted(
     name: str, unit: Unit, definition: str, count: Callable[[Timed], float | None]
 ) -> Metric:
@@ -249,7 +264,7 @@ SPECULATION: tuple[Metric, ...] = (
         "drafter_bytes",
         Unit.BYTE,
         "lower",
-        "drafter_bytes/1: tables, texts, weights and cache of the drafter at the end of a request.",
+        "drafter_bytes/1: tables, texts and cache of the drafter at the end of a request; no weights.",
         _drafter_bytes,
     ),
     stored(

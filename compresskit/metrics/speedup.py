@@ -85,14 +85,17 @@ def costs_of(found: StepCosts, taken: Sequence[Timed] | None = None) -> Costs:
     step, passes = passes_of(found)
     trial = [] if found.trial is None else [Timed(found.trial, found.batch, found.tokens_in_cache)]
     timed = [one for one in (trial if taken is None else taken) if _parts(one)]
-    steps = sum(one.chunks - 1 for one in timed)
-    drafted = sum(_longest(one) for one in timed)
-    drafting = sum(part_s(one, "draft") for one in timed)
-    host = sum(host_s(one) for one in timed) + (0.0 if drafted else drafting)
+    drafting = any(map(_longest, timed))
+    # Medians over repetitions: one that another process has cut into counts once.
+    draft = [part_s(one, "draft") / _longest(one) for one in timed if _longest(one)]
+    host = [
+        (host_s(one) + (0.0 if drafting else part_s(one, "draft"))) / (one.chunks - 1)
+        for one in timed
+    ]
     return Costs(
         passes=passes,
-        draft=drafting / drafted / step if drafted else 0.0,
-        host=max(host, 0.0) / steps / step if steps else 0.0,
+        draft=median(draft) / step if draft else 0.0,
+        host=max(median(host), 0.0) / step if host else 0.0,
         padded=found.padded,
     )
 

@@ -51,10 +51,9 @@ class Costs:
         )
         return cheap + (dear - cheap) * (tokens - low) / (high - low)
 
-    def step(self, drafted: int, width: int | None = None) -> float:
-        """Cost of a step that drafts so many tokens in a row; a tree has a `width` of its own."""
-        tokens = drafted if width is None else width
-        return tokens * self.draft + self.verify(tokens + 1) + self.host
+    def step(self, drafted: int) -> float:
+        """Cost of a step that drafts so many tokens, in a row or in the branches of a tree."""
+        return drafted * self.draft + self.verify(drafted + 1) + self.host
 
 
 FLAT = Costs(passes=((1, 1.0), (2, 1.02)))
