@@ -128,6 +128,7 @@ def table(
 
         (cache if by is By.CACHE else tradeoff).draw(built, plot)
         print(f"wrote {plot}", file=sys.stderr)
+    nothing_valid = built.all_invalid()
     if by is By.BITS:
         from compresskit.report.bits import by_bits
 
@@ -161,5 +162,5 @@ def table(
         warnings = [*built.warnings, *warnings]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if own and built.all_invalid():
+    if own and nothing_valid:
         raise typer.Exit(Exit.INVALID)

@@ -47,10 +47,10 @@ def by_speculation(table: Table) -> Table:
     Footnotes are numbered anew: those of columns that are not printed would explain nothing.
     """
     notes: dict[str, int] = {}
-    groups = [_narrowed(group, notes, table.notes) for group in table.groups]
-    return replace(
-        table, groups=tuple(group for group in groups if group is not None), notes=tuple(notes)
-    )
+    found = [_narrowed(group, notes, table.notes) for group in table.groups]
+    groups = tuple(group for group in found if group is not None)
+    warnings = table.warnings if groups else (*table.warnings, "no run here speculates.")
+    return replace(table, groups=groups, notes=tuple(notes), warnings=warnings)
 
 
 def _narrowed(group: Group, notes: dict[str, int], before: tuple[str, ...]) -> Group | None:
