@@ -428,7 +428,8 @@ class Setup(Stored):
     calibration_tokens: int | None = None
     """Tokens that the methods asked for to calibrate; null in records older than schema 2."""
     step_costs: Annotated[StepCosts | None, Field(exclude_if=lambda one: one is None)] = None
-    """What passes of several tokens cost, where the stack speculates; no part of `apply_seconds`."""
+    """What passes of several tokens cost, where the stack speculates. Probed before the speed passes;
+    an adaptive draft length needs them at set-up, and then they are part of `apply_seconds`."""
 
 
 class Git(Stored):
