@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import JsonValue
 
 from compresskit.spec import Frozen
+from compresskit.stats.speculation import FLAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from compresskit.spec import ModelSpec
+    from compresskit.stats.speculation import Costs
     from compresskit.system import System
     from compresskit.traits import Effects
 
@@ -72,6 +74,9 @@ class Context:
     progress: Progress = quiet
     finish: Callable[[System], System] = lambda system: system
     """Prepare a further system (a draft, a view of the target) for the run's decode mode."""
+    step_cost: Callable[[System], Costs] = lambda system: FLAT
+    """Time passes of the widths that a finished system asks for, and what drafting costs beside them,
+    at the run's batch and context. Goes into the record, raw."""
 
 
 @dataclass(frozen=True)

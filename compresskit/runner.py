@@ -25,7 +25,7 @@ from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
-from compresskit.measure import clock, engagement, environment, passes, telemetry
+from compresskit.measure import clock, engagement, environment, passes, step_cost, telemetry
 from compresskit.measure.energy.turns import Energy
 from compresskit.measure.memory.request import memory_pass
 from compresskit.measure.yardstick import Yardstick
@@ -137,8 +137,12 @@ def _measured(
     yardstick = Yardstick(plan.device)
     watch = telemetry.Watch(plan.device)
     taken: list[Turn] = []
+    costs = artefact.setup.step_costs
     with clock.settled():
         speed.warm()
+        if costs is None and "latency" in wanted and real and max(system.widths) > 1:
+            notify("latency", "passes of several tokens")
+            costs = step_cost.probe(system, bench.request(0, bench.workload.batch_sizes[0]))
         for index, go in enumerate(turns(spec.protocol.repeats)):
             watch.look()
             at, pace = time.perf_counter(), yardstick.read()
@@ -176,7 +180,7 @@ def _measured(
         kernels={**system.kernels, **ran},
         simulated=system.simulated,
         facts={**system.facts, **({"profile": profile} if profile else {})},
-        setup=artefact.setup.model_copy(update={"compile_seconds": compiled}),
+        setup=artefact.setup.model_copy(update={"compile_seconds": compiled, "step_costs": costs}),
         blocks=(block,),
         quality=quality,
     )

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     import torch
@@ -50,6 +50,17 @@ class Chunk(NamedTuple):
     def accepted(self) -> int:
         """Tokens of these that were accepted and are delivered."""
         return sum(accepted for _, accepted in self.drafts)
+
+
+def longest(chunks: Iterable[Chunk]) -> list[int]:
+    """Tokens of the longest row after each chunk; rows may take their tokens in different chunks."""
+    totals: list[int] = []
+    seen: list[int] = []
+    for chunk in chunks:
+        lengths: list[int] = chunk.lengths.tolist()
+        totals = [a + b for a, b in zip(totals or [0] * len(lengths), lengths, strict=True)]
+        seen.append(max(totals))
+    return seen
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ class System:
     during: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
     """Entered around each part of a step of a loop that has parts (draft, verify, judge): whoever
     measures puts a clock here, the loop knows none."""
+    tell: Callable[[str, int], None] = lambda name, value: None
+    """Told what a loop held when it ended (drafter_bytes): whoever measures listens here."""
     settle: tuple[Callable[[System], System], ...] = ()
     """Run in order once the decode mode is prepared: what has to try the finished step."""
     prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
