@@ -1,7 +1,9 @@
 """Suffix decoding: the longest ending that occurred before goes on as it went on most often.
 
-    earlier   ... to be or not to be, that is ...      match   "not to be": 3 tokens
-    now       ... not to be | ?                        draft   ", that is": at most factor · 3
+earlier   ... to be or not to be, that is ...      match   "not to be": 3 tokens
+now       ... not to be | ?                        draft   ", that is": at most factor · 3
+
+The longer the ending that matches, the longer the draft: a long match is rarely a coincidence.
 """
 
 from __future__ import annotations

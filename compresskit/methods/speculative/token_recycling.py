@@ -51,7 +51,7 @@ def template(*, nodes: int, successors: int, depth: int) -> list[Node]:
     Each successor is taken to be half as likely as the one before it, the first one 1/2: so the cost
     of a place is that of its parent plus its rank plus 1, and the cheapest places win.
     """
-    queue = [(1, 1, (0,))]
+    queue: list[tuple[int, int, tuple[int, ...]]] = [(1, 1, (0,))]
     paths: list[tuple[int, ...]] = []
     while queue and len(paths) < nodes:
         cost, level, path = heapq.heappop(queue)
@@ -87,8 +87,8 @@ class Table:
                 newest[block[place]] = (row, place)
         if not newest:
             return
-        row, place = (list(index) for index in zip(*newest.values(), strict=True))
-        found = evidence.logits[row, place].topk(min(self.successors, vocabulary), dim=-1).indices
+        rows, places = (list(index) for index in zip(*newest.values(), strict=True))
+        found = evidence.logits[rows, places].topk(min(self.successors, vocabulary), dim=-1).indices
         self.rows[list(newest), : found.shape[-1]] = found.to("cpu", torch.int32)
 
 
@@ -185,16 +185,13 @@ class TokenRecycling(Speculative):
     def prepare(self, system: System, ctx: Context) -> System:
         """Say what the table takes; make it, if requests share it."""
         vocabulary = int(system.model.config.get_text_config().vocab_size)
-        facts = {
-            **system.facts,
-            "recycling_table": {
-                "shared": self.shared,
-                "bytes": 4 * vocabulary * self.successors,
-                "tokens": vocabulary,
-            },
+        table: dict[str, JsonValue] = {
+            "shared": self.shared,
+            "bytes": 4 * vocabulary * self.successors,
+            "tokens": vocabulary,
         }
         held = {**system.held, HELD: Table(self.successors)} if self.shared else system.held
-        return replace(system, facts=facts, held=held)
+        return replace(system, facts={**system.facts, "recycling_table": table}, held=held)
 
     def drafter(self, system: System, request: Request) -> Drafter:
         """One table for all rows: an empty one, or that of the requests before."""
