@@ -179,7 +179,11 @@ def _measured(
         prompts_sha256=prompts.sha256,
         kernels={**system.kernels, **ran},
         simulated=system.simulated,
-        facts={**system.facts, **({"profile": profile} if profile else {})},
+        facts={
+            **system.facts,
+            **({"profile": profile} if profile else {}),
+            **({"synthetic": system.synthetic} if system.synthetic else {}),
+        },
         setup=artefact.setup.model_copy(update={"compile_seconds": compiled, "step_costs": costs}),
         blocks=(block,),
         quality=quality,
@@ -194,7 +198,12 @@ def _warm_compile(bench: passes.Bench) -> float:
 
 
 def judge_quality(plan: Plan, artefact: Opened, notify: Notify = silent) -> Quality:
-    """Score the artefact, beside a freshly loaded baseline unless it is the baseline itself."""
+    """Score the artefact, beside a freshly loaded baseline unless it is the baseline itself.
+
+    An artefact whose output is made up has no quality, and the note says so.
+    """
+    if (made_up := artefact.system.synthetic) is not None:
+        return Quality(notes=(f"quality: unavailable, {made_up}",))
     spec = plan.spec
     reference = spec.baseline().replace(engine={"name": spec.engine.name, "mode": "eager"})
     arguments: dict[str, Any] = {

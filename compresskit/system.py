@@ -164,6 +164,11 @@ class System:
     """Operation -> implementation that was chosen for it."""
     simulated: tuple[str, ...] = ()
     """Methods whose saving is simulated: quality counts, speed does not."""
+    synthetic: str | None = None
+    """What about the output is made up (which drafts are accepted), if anything: speed counts, quality
+    does not."""
+    held: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What methods keep from request to request (a history, a table); keys are their names."""
 
     @contextmanager
     def attached(self) -> Iterator[None]:

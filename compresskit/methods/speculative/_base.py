@@ -43,6 +43,8 @@ class Speculative(AbstractMethod):
     stage: ClassVar[Stage] = Stage.DECODE
     trees: ClassVar[bool] = False
     """Drafts may be trees, whose tokens see different slots in one pass."""
+    replayable: ClassVar[bool] = False
+    """Drafts depend on the texts alone, so a recorded text gives the very drafts of the model."""
 
     draft: int = Field(8, ge=1)
     """Most tokens drafted in a row per step."""

@@ -81,6 +81,7 @@ class NGram(Speculative):
     """
 
     example: ClassVar[Mapping[str, JsonValue]] = {"draft": 4, "max_match": 2}
+    replayable: ClassVar[bool] = True
 
     max_match: int = Field(3, ge=1)
     """Longest n-gram looked up; longer ones are tried first."""
