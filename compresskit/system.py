@@ -141,6 +141,11 @@ class System:
     during: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
     """Entered around each part of a step of a loop that has parts (draft, verify, judge): whoever
     measures puts a clock here, the loop knows none."""
+    drafts: tuple[System, ...] = ()
+    """Systems that guess for this one (a smaller model, a view of its layers), the newest last: what
+    they hold belongs to this one's accounts."""
+    beside: tuple[Any, ...] = ()
+    """Torch modules that a method keeps beside the model (drafting heads), the newest last."""
     settle: tuple[Callable[[System], System], ...] = ()
     """Run in order once the decode mode is prepared: what has to try the finished step."""
     prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
