@@ -74,12 +74,18 @@ def _shorter(config: Any, kept: Sequence[int]) -> Any:
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return `module` as block `index`: what keeps the block's number is copied, the rest shared."""
-    children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
-    changed = {name: child for name, child in children.items() if child is not module._modules[name]}
+    children = {
+        name: _renumbered(child, index)
+        for name, child in module._modules.items()
+        if child is not None
+    }
+    changed = {
+        name: child for name, child in children.items() if child is not module._modules[name]
+    }
     if not changed and not hasattr(module, "layer_idx"):
         return module
-    twin: Any = copy.copy(module)
+    twin = copy.copy(module)
     twin._modules = {**module._modules, **changed}
     if hasattr(module, "layer_idx"):
-        twin.layer_idx = index
+        vars(twin)["layer_idx"] = index
     return twin

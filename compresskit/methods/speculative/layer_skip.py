@@ -1,7 +1,7 @@
 """The model drafts for itself with some of its layers left out.
 
-    target   0 1 2 3 4 5 6 7
-    draft    0 1   3   5   7      the same weights, no second model
+target   0 1 2 3 4 5 6 7
+draft    0 1   3   5   7      the same weights, no second model
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class LayerSkip(Speculative):
         def settle(ready: System) -> System:
             kept = self.kept(len(blocks.find(ready.model)))
             draft = ctx.finish(viewed(ready, kept))
-            facts = {**ready.facts, "draft_layers": list(kept)}
+            facts: dict[str, JsonValue] = {**ready.facts, "draft_layers": [*kept]}
             return replace(ready, drafts=(*ready.drafts, draft), facts=facts)
 
         return replace(system, settle=(*system.settle, settle))
