@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 from compresskit.errors import Conflict
 from compresskit.hf.load import has_recurrent_state
 from compresskit.hf.tokenizer import vocabulary
+from compresskit.traits import Trait
 
 if TYPE_CHECKING:
     from compresskit.method import Outline
+
+
+NEEDED = frozenset({Trait.ROLLBACK, Trait.LOGITS, Trait.OWN_LOOP})
+"""What the draft's own stack has to leave it."""
 
 
 def refuse_unable(target: Outline, draft: Outline) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import Field, JsonValue
 
 from compresskit.methods.speculative._base import Speculative
-from compresskit.methods.speculative._beside import refuse_other_tokens, refuse_unable
+from compresskit.methods.speculative._beside import NEEDED, refuse_other_tokens, refuse_unable
 from compresskit.methods.speculative._model_drafter import WIDTHS, ModelDrafter
 from compresskit.spec import ModelSpec
-from compresskit.traits import Trait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +62,3 @@ class DraftModel(Speculative):
     def drafter(self, system: System, request: Request) -> Drafter:
         """The draft with an empty cache."""
         return ModelDrafter(system.drafts[-1], request, draft=self.draft)
-
-
-NEEDED = frozenset({Trait.ROLLBACK, Trait.LOGITS, Trait.OWN_LOOP})
-"""What the draft's own stack has to leave it."""
