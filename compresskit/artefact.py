@@ -186,9 +186,7 @@ def _context(
         path = find_model(model).path
         placed = catalogue.place(tuple(catalogue.parse_method(text) for text in methods))
         start = plan.engine.traits(path, plan.device) | INITIAL
-        left = stack.check(
-            placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode
-        )
+        left = stack.check(placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode)
         for lacking in sorted(needs - left):
             raise Conflict(
                 f"{model.name} is to work for {plan.spec.model.name} and needs {lacking.value!r}, which "
