@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from compresskit.system import Request, System
 
 STREAM = 0x9E3779B97F4A7C15
-"""Added to the request's seed: guesses drawn with the verifier's own random numbers would be biased."""
+"""Added to the request's seed: guesses drawn with the verifier's own random numbers would depend on
+what it says."""
 WIDTHS = (1, 2)
 """Tokens per row of a draft model's passes: guess after guess, and after a draft that was accepted
 whole its last guess with the target's own token."""

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 def spread(layers: int, keep: float) -> list[int]:
-    """The layers that stay: the first, the last, and others evenly between them.
+    """The layers that stay, fewer than all: the first, the last, and others evenly between them.
 
     >>> spread(8, 0.5)
     [0, 2, 5, 7]
     """
-    count = max(1, round(layers * keep))
+    count = max(1, min(round(layers * keep), layers - 1))
     if count == 1:
         return [0]
     return [round(place * (layers - 1) / (count - 1)) for place in range(count)]
@@ -87,8 +87,10 @@ class LayerSkip(Speculative):
         """The layers that draft, of so many.
 
         Raises:
-            Conflict: one that is to be skipped does not exist, or none is left.
+            Conflict: one that is to be skipped does not exist, or none would be left.
         """
+        if layers < 2:
+            raise Conflict("the model has one layer only, so it cannot draft with fewer.")
         if self.skip == "auto":
             return spread(layers, self.keep)
         if self.skip[-1] >= layers or self.skip[0] < 0 or len(self.skip) == layers:
