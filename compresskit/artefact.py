@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from compresskit import catalogue, device as devices, stack, workload
+from compresskit.errors import Conflict
 from compresskit.hf import audit, load, modules
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
@@ -190,10 +191,19 @@ def _context(
     probed: list[StepCosts],
     notify: Notify,
 ) -> Context:
-    def load_other(model: ModelSpec, methods: tuple[str, ...] = ()) -> System:
+    def load_other(
+        model: ModelSpec, methods: tuple[str, ...] = (), needs: frozenset[Trait] = frozenset()
+    ) -> System:
         path = find_model(model).path
         placed = catalogue.place(tuple(catalogue.parse_method(text) for text in methods))
-        stack.check(placed, plan.engine.traits(path, plan.device) | INITIAL)
+        start = plan.engine.traits(path, plan.device) | INITIAL
+        left = stack.check(placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode)
+        for lacking in sorted(needs - left):
+            raise Conflict(
+                f"{model.name} is to work for {plan.spec.model.name} and needs {lacking.value!r}, which "
+                f"{' and '.join(methods) if lacking in start else 'it'} does not leave it. "
+                "Take another model or other methods."
+            )
         other = models.enter_context(plan.engine.open(path, model, plan.device))
         return stack.build(placed, other, context)
 

@@ -154,6 +154,11 @@ class System:
     measures puts a clock here, the loop knows none."""
     tell: Callable[[str, int], None] = lambda name, value: None
     """Told what a loop held when it ended (drafter_bytes): whoever measures listens here."""
+    drafts: tuple[System, ...] = ()
+    """Systems that guess for this one (a smaller model, a view of its layers), the newest last: what
+    they hold belongs to this one's accounts."""
+    beside: tuple[Any, ...] = ()
+    """Torch modules that a method keeps beside the model (drafting heads), the newest last."""
     settle: tuple[Callable[[System], System], ...] = ()
     """Run in order once the decode mode is prepared: what has to try the finished step."""
     prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
