@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import compresskit
+from compresskit.cli.audit import audit
 from compresskit.cli.calibrate import calibrate
 from compresskit.cli.check import check
 from compresskit.cli.compare import compare
@@ -85,6 +86,7 @@ for command in (
     replay,
     drafts,
     curve,
+    audit,
 ):
     app.command()(command)
 app.command("export")(export)

@@ -14,14 +14,19 @@ class What(StrEnum):
     RECORD = "record"
     SPEC = "spec"
     PEER = "peer"
+    AUDIT = "audit"
 
 
 def schema(
     what: Annotated[
-        What, typer.Argument(help="record: a stored result; spec: a run; peer: an imported result.")
+        What,
+        typer.Argument(
+            help="record: a stored result; spec: a run; peer: an imported result; audit: a verdict "
+            "on a decode loop."
+        ),
     ] = What.RECORD,
 ) -> None:
-    """Print the JSON Schema of a record, of a run spec or of an imported result.
+    """Print the JSON Schema of a record, a run spec, an imported result or an audit.
 
     [bold]Example[/bold]
 
@@ -31,11 +36,14 @@ def schema(
 
     from pydantic import BaseModel
 
+    from compresskit.audit.document import Audit
     from compresskit.exchange.peers import Peer
     from compresskit.record import Record
     from compresskit.spec import RunSpec
 
-    models: dict[What, type[BaseModel]] = {What.RECORD: Record, What.SPEC: RunSpec, What.PEER: Peer}
+    models: dict[What, type[BaseModel]] = {
+        What.RECORD: Record, What.SPEC: RunSpec, What.PEER: Peer, What.AUDIT: Audit,
+    }  # fmt: skip
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **models[what].model_json_schema(mode="validation"),
