@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compresskit_kernels.dispatch import Way, choose_way
-from compresskit_kernels.kv_decode import native
+from compresskit_kernels.dispatch import Way, choose_way, note
+from compresskit_kernels.kv_decode import native, reference
 from compresskit_kernels.kv_decode.planes import bounds, level_codes, pack
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def scaled(turned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reference(old: Rows, x: torch.Tensor, turn: torch.Tensor) -> Rows:
+    note(reference.EXTEND)
     assert old.table is not None, "asked for"
     length, unit = scaled(x.float() @ turn)
     codes = pack(level_codes(unit, old.table), old.kind)
