@@ -176,15 +176,16 @@ class CodedLayer(Layer):
 
     def attend(self, call: Call) -> torch.Tensor:
         """Attend over all rows as they are stored, those of this pass included: `[B, T, H, D]`."""
-        query = self.turn(call.query)
-        if self.fused and query.dtype in FUSED:
+        if self.fused and call.query.dtype in FUSED:
             readable, mask = _slots_seen(call)
             if readable:
-                out = kv_decode(
-                    query, self.rows("key"), self.rows("value"), mask=mask, scale=call.scale
-                )
-                return self.turn_back(out.transpose(1, 2))
+                return self.decode(call.query, mask, call.scale).transpose(1, 2)
+        query = self.turn(call.query)
         return self.turn_back(self.over_rows(call._replace(query=query)).dense())
+
+    def decode(self, query: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """Attend with a few queries `[B, H, Q, D]`, not turned yet, over the codes; the same shape."""
+        return kv_decode(query, self.rows("key"), self.rows("value"), mask=mask, scale=scale)
 
     def over_rows(self, call: Call) -> Call:
         """The call over all rows as they are stored, in full precision."""

@@ -26,7 +26,10 @@ SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in ("products.cpp", "attention.cpp", "coded_attention.cpp", "encode.cpp")
 )
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h",))
+HEADERS = tuple(
+    Path(__file__).with_name(name)
+    for name in ("vectors.h", "rows.h", "codes.h", "tiles.h", "coding.h")
+)
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_bf16"})
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 PATIENCE = 120
