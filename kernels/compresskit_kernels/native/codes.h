@@ -19,51 +19,48 @@ namespace {
 constexpr int TILE = 16;  // tokens decoded at a time; loops over the chunks of a row are unrolled for
                           // D 64 and 128 (template parameter CHUNKS; 0: any)
 
-// Where the codes of 16 numbers lie in a plane of bits: byte numbers (in every fourth byte) and shifts.
+// Codes of a plane of bits, 64 numbers at a time, one byte each: byte j % P of the plane comes to place
+// j, and of its bits those from bits * (j / P) on, moved up by `up`.
 struct Spread {
-  __m512i bytes[MOST_CHUNKS], shifts[MOST_CHUNKS];
+  __m512i bytes[MOST / 64], shifts[MOST / 64], bits;
   __mmask64 plane;
-  void prepare(int64_t width, int bits) {
-    const int64_t size = width * bits / 8;
+  void prepare(int64_t width, int count, int up) {
+    const int64_t size = width * count / 8;
     plane = size >= 64 ? ~0ull : (1ull << size) - 1;
-    for (int64_t c = 0; c < width / 16; c++) {
-      alignas(64) int32_t from[16], by[16];
-      for (int lane = 0; lane < 16; lane++) {
-        from[lane] = int32_t((16 * c + lane) % size);
-        by[lane] = int32_t((16 * c + lane) / size) * bits;
+    bits = _mm512_set1_epi8(char(((1 << count) - 1) << up));
+    int64_t byte = 0, shift = 64 - up;  // divisions would take longer than a short cache
+    for (int64_t g = 0; 64 * g < width; g++) {
+      alignas(64) uint8_t from[64], by[64];
+      for (int lane = 0; lane < 64; lane++) {
+        from[lane] = uint8_t(byte);
+        // Bits are counted within groups of 8 bytes, and around.
+        by[lane] = uint8_t((lane % 8 * 8 + shift) % 64);
+        if (++byte == size) byte = 0, shift += count;
       }
-      bytes[c] = _mm512_load_si512(from);
-      shifts[c] = _mm512_load_si512(by);
+      bytes[g] = _mm512_load_si512(from);
+      shifts[g] = _mm512_load_si512(by);
     }
   }
-  INLINE __m512i codes(__m512i loaded, int c, int most) const {
-    const __m512i byte = _mm512_maskz_permutexvar_epi8(0x1111111111111111ull, bytes[c], loaded);
-    return _mm512_and_si512(_mm512_srlv_epi32(byte, shifts[c]), _mm512_set1_epi32(most));
+  INLINE __m512i codes(__m512i loaded, int g) const {
+    const __m512i placed = _mm512_permutexvar_epi8(bytes[g], loaded);
+    return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts[g], placed), bits);
   }
 };
 
-// The same for 32 words of 16 bits.
-struct WordSpread {
-  __m512i bytes[MOST_CHUNKS / 2], shifts[MOST_CHUNKS / 2];
-  __mmask64 plane;
-  void prepare(int64_t width, int bits) {
-    const int64_t size = width * bits / 8;
-    plane = size >= 64 ? ~0ull : (1ull << size) - 1;
-    for (int64_t c = 0; c < width / 32; c++) {
-      alignas(64) int16_t from[32], by[32];
-      for (int lane = 0; lane < 32; lane++) {
-        from[lane] = int16_t((32 * c + lane) % size);
-        by[lane] = int16_t((32 * c + lane) / size) * bits;
-      }
-      bytes[c] = _mm512_load_si512(from);
-      shifts[c] = _mm512_load_si512(by);
-    }
+// 16 of 64 bytes, and 32, as wider numbers; `part` is a constant once loops are unrolled.
+INLINE __m512i sixteen(__m512i bytes, int part) {
+  switch (part) {
+    case 0: return _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes));
+    case 1: return _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 1));
+    case 2: return _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 2));
+    default: return _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 3));
   }
-  INLINE __m512i codes(__m512i loaded, int c, int most) const {
-    const __m512i byte = _mm512_maskz_permutexvar_epi8(0x5555555555555555ull, bytes[c], loaded);
-    return _mm512_and_si512(_mm512_srlv_epi16(byte, shifts[c]), _mm512_set1_epi16(most));
-  }
-};
+}
+
+INLINE __m512i thirty_two(__m512i bytes, int part) {
+  return _mm512_cvtepu8_epi16(part ? _mm512_extracti64x4_epi64(bytes, 1)
+                                   : _mm512_castsi512_si256(bytes));
+}
 
 // `count` numbers that lie side by side, at most MOST, in float32.
 INLINE void widen_all(const char* from, int64_t type, int64_t count, float* to) {
@@ -122,7 +119,6 @@ struct Reader {
   bool whole;   // codes or levels are read as words, where half a row is made of runs of 32
   float step = 1, most = 255;  // what a word counts, and the largest word
   Spread low, high;
-  WordSpread low_words, high_words;
   __m512 table;
   __m512i table_words;
 
@@ -136,10 +132,8 @@ struct Reader {
         some(int(width / 16)),
         folded(s.span == 1 && s.groups == 1),
         whole(s.kind != FP8 && width % 64 == 0) {
-    if (whole && (s.kind == INT2 || s.kind == INT3)) low_words.prepare(width, 2);
-    if (whole && s.kind == INT3) high_words.prepare(width, 1);
-    if (s.kind == INT2 || s.kind == INT3) low.prepare(width, 2);
-    if (s.kind == INT3) high.prepare(width, 1);
+    if (s.kind == INT2 || s.kind == INT3) low.prepare(width, 2, 0);
+    if (s.kind == INT3) high.prepare(width, 1, 2);
     if (s.table) {
       const int count = s.kind == INT4 ? 16 : s.kind == INT3 ? 8 : 4;
       table = _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), s.table);
@@ -150,14 +144,21 @@ struct Reader {
     }
   }
 
+  // 64 codes of one row of two or three bits, one byte each.
+  template <int KIND>
+  INLINE __m512i bytes(const char* row, int g) const {
+    const __m512i below = low.codes(_mm512_maskz_loadu_epi8(low.plane, row), g);
+    if constexpr (KIND == INT2) return below;
+    const __m512i above = _mm512_maskz_loadu_epi8(high.plane, row + chunks() * 4);
+    return _mm512_or_si512(below, high.codes(above, g));
+  }
+
   // The levels of the codes of one row, 16 numbers at a time, each given to `take(chunk, levels)`.
   template <int KIND, bool TABLE, class Take>
   INLINE void levels(int64_t at, Take take) const {
     const char* row = codes + at * side.codes_row;
     const int half = chunks() / 2;
-    __m512i below = _mm512_setzero_si512(), above = below;
-    if constexpr (KIND == INT2 || KIND == INT3) below = _mm512_maskz_loadu_epi8(low.plane, row);
-    if constexpr (KIND == INT3) above = _mm512_maskz_loadu_epi8(high.plane, row + chunks() * 4);
+    __m512i spread = _mm512_setzero_si512();
     for (int c = 0; c < chunks(); c++) {
       if constexpr (KIND == FP8) {
         const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(row + 16 * c)));
@@ -175,9 +176,8 @@ struct Reader {
         code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(row + 16 * byte)));
         code = c < half ? _mm512_and_si512(code, _mm512_set1_epi32(15)) : _mm512_srli_epi32(code, 4);
       } else {
-        code = low.codes(below, c, 3);
-        if constexpr (KIND == INT3)
-          code = _mm512_or_si512(code, _mm512_slli_epi32(high.codes(above, c, 1), 2));
+        if (c % 4 == 0) spread = bytes<KIND>(row, c / 4);
+        code = sixteen(spread, c % 4);
       }
       take(c, TABLE ? _mm512_permutexvar_ps(code, table) : _mm512_cvtepi32_ps(code));
     }
@@ -270,11 +270,7 @@ struct Reader {
     const int width = 16 * chunks(), pairs = chunks() / 2;
     for (int t = 0; t < count; t++) {
       const char* row = codes + (first + t) * side.codes_row;
-      __m512i below = _mm512_setzero_si512(), above = below;
-      if constexpr (KIND == INT2 || KIND == INT3)
-        below = _mm512_maskz_loadu_epi8(low_words.plane, row);
-      if constexpr (KIND == INT3)
-        above = _mm512_maskz_loadu_epi8(high_words.plane, row + chunks() * 4);
+      __m512i spread = _mm512_setzero_si512();
       for (int c = 0; c < pairs; c++) {
         __m512i code;
         if constexpr (KIND == INT8) {
@@ -285,9 +281,8 @@ struct Reader {
           code = c < pairs / 2 ? _mm512_and_si512(code, _mm512_set1_epi16(15))
                                : _mm512_srli_epi16(code, 4);
         } else {
-          code = low_words.codes(below, c, 3);
-          if constexpr (KIND == INT3)
-            code = _mm512_or_si512(code, _mm512_slli_epi16(high_words.codes(above, c, 1), 2));
+          if (c % 2 == 0) spread = bytes<KIND>(row, c / 2);
+          code = thirty_two(spread, c % 2);
         }
         if constexpr (TABLE) code = _mm512_permutexvar_epi16(code, table_words);
         _mm512_storeu_si512(tile + t * width + 32 * c, code);
