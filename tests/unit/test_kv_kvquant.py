@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compresskit_kernels.kv_bare import pieces
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -19,7 +20,7 @@ from compresskit.errors import Conflict, RunError, SpecError
 from compresskit.hf.cache import build_cache, cache_bytes, roll_back
 from compresskit.hf.rotary import Rotary
 from compresskit.method import Context
-from compresskit.methods.kv import _blockwise, _kvquant_layer, _nonuniform
+from compresskit.methods.kv import _kvquant_layer, _nonuniform
 from compresskit.methods.kv._nonuniform import WatchLayer, observe, watch
 from compresskit.methods.kv._unrotated import Positions
 from compresskit.methods.kv.kvquant import KVQuant
@@ -299,18 +300,18 @@ def test_attention_by_pieces_is_attention(queries):
         query, *(x.repeat_interleave(3, 1) for x in (keys, values)), attn_mask=mask, scale=0.5
     )
     cuts = (0, 2, 12, 36, 37)
-    pieces = [(keys[..., a:b, :], values[..., a:b, :]) for a, b in pairwise(cuts)]
-    found = _blockwise.attend(query, pieces, rows=37, scale=0.5)
+    parts = [(keys[..., a:b, :], values[..., a:b, :]) for a, b in pairwise(cuts)]
+    found = pieces.attend(query, parts, rows=37, scale=0.5)
     assert found.transpose(1, 2) == pytest.approx(expected, abs=1e-5)
     # Negative control: a row more than there is moves the diagonal.
     if queries > 1:
-        moved = _blockwise.attend(query, pieces, rows=38, scale=0.5)
+        moved = pieces.attend(query, parts, rows=38, scale=0.5)
         assert (moved.transpose(1, 2) - expected).abs().max() > 1e-2
 
 
 def test_no_pieces_are_refused():
     with pytest.raises(ValueError, match="no pieces"):
-        _blockwise.attend(torch.ones(1, 1, 1, 8), [], rows=0, scale=1.0)
+        pieces.attend(torch.ones(1, 1, 1, 8), [], rows=0, scale=1.0)
 
 
 def test_with_everything_kept_it_is_the_dense_cache(lab, architecture):
