@@ -1,6 +1,7 @@
 """Bare keys with outliers apart: both implementations against formulas in float64, written anew."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_whatever_is_not_known_is_noticed(field, impl):
     held = filled(known, 50)
     q = normal(2, 4, 1, 64, seed=2)
     want = formula(q, *numbers(known, held))
-    wrong = known._replace(**{field: getattr(known, field) * 1.01})
+    wrong = replace(known, **{field: getattr(known, field) * 1.01})
     assert relative(kv_decode_bare(q, wrong, held, impl=impl), want) > 30 * LIMIT
 
 

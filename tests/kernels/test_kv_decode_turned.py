@@ -101,6 +101,13 @@ def test_sums_of_words_pass_no_limit(kind, width):
     x = torch.ones(1, 1, 32, width) * 9
     rows = quantise_to(x, kind, levels(int(kind[3])), torch.ones(1, 1, 32, 1))
     assert (rows.dequantise() == levels(int(kind[3]))[-1]).all()
+    # Whatever the weights are and how they round, the mean of one number is that number.
+    keys = coded(kind, normal(1, 1, 32, width))
+    q = (normal(1, 64, 8, width, seed=4) * 2).bfloat16()
+    got = kv_decode_turned(q, keys, rows, torch.eye(width), impl="native")
+    torch.testing.assert_close(
+        got.float(), rows.dequantise()[0, 0, 0].expand(q.shape), rtol=5e-3, atol=0
+    )
     for q in (torch.ones(1, 1, 1, width), torch.eye(width)[None, None, :1]):
         turn = torch.eye(width)
         want = formula(q, rows, rows, turn)

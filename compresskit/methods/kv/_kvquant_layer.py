@@ -9,6 +9,7 @@ of rows at a time (`kv_bare`), so that no full-precision copy of the cache exist
 
 from __future__ import annotations
 
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +41,7 @@ STRETCH = 1024
 FIRST = ("first_keys", "first_values")
 """Tensors of the first tokens; all others begin after them."""
 CODED = Held._fields[: -len(FIRST)]
+_HELD = attrgetter(*Held._fields)
 
 
 class KVQuantLayer(AnsweringLayer):
@@ -74,6 +76,7 @@ class KVQuantLayer(AnsweringLayer):
         self.kind = cast("Kind", f"int{bits}")
         self.levels, self.positions = levels, positions
         self.outliers, self.sink = outliers, sink
+        self._told: tuple[Levels, Known] | None = None
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep the first tokens of the text as they are; code the others."""
@@ -89,23 +92,26 @@ class KVQuantLayer(AnsweringLayer):
             setattr(self, name, coded)
 
     def known(self) -> Known:
-        """What the kernels are told of this layer."""
+        """What the kernels are told of this layer: made once for the levels that it has."""
         levels, rotary = self.levels, self.positions.rotary
-        return Known(
-            self.kind,
-            levels.key_table,
-            levels.value_table,
-            levels.middle,
-            levels.half,
-            outlier_count(levels.half.shape[-1], self.outliers),
-            None if rotary is None else rotary.frequencies,
-        )
+        if self._told is None or self._told[0] is not levels:
+            known = Known(
+                self.kind,
+                levels.key_table,
+                levels.value_table,
+                levels.middle,
+                levels.half,
+                outlier_count(levels.half.shape[-1], self.outliers),
+                None if rotary is None else rotary.frequencies,
+            )
+            self._told = levels, known
+        return self._told[1]
 
     def held(self) -> Held | None:
         """All rows as they are stored, or None before the first coded one."""
         if self.keys is None:
             return None
-        return Held(*(getattr(self, name) for name in Held._fields))
+        return Held._make(_HELD(self))
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Keys with their positions, and values, float32 `[B, K, n, D]`, in the order of the text."""

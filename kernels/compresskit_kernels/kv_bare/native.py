@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from compresskit_kernels.dispatch import Use, note
-from compresskit_kernels.kv_bare.rows import Held, Known
+from compresskit_kernels.kv_bare.rows import Held
 from compresskit_kernels.kv_decode.native import KINDS, MOST_QUERIES, TYPES, WIDEST
 from compresskit_kernels.native import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from compresskit_kernels.kv_bare.rows import Known
 
 ATTEND = Use("kv_decode", "native: bare keys by tiles of 16 tokens")
 EXTEND = Use("kv_extend", "native: bare keys, encoded behind a copy")
@@ -26,7 +26,7 @@ ONE_SPAN = 1 << 60
 """Tokens that share the ranges of the keys: all."""
 # Fields as in the sources, 8 bytes each.
 _CALL = struct.Struct("=2q5q3q1q1d1q3q1q" + 2 * "5q3q3q3q6q" + 2 * "2q4q")
-_ENCODE = struct.Struct("=2q6q8q2q3q2q" + 8 * "2q3q")
+_ENCODE = struct.Struct("=2q6q8q2q3q2q8q8q")
 
 
 def supports(q: torch.Tensor, known: Known, held: Held) -> bool:
@@ -54,28 +54,24 @@ def extends(keys: torch.Tensor, known: Known, held: Held, values: torch.Tensor) 
 
 
 def _readable(x: torch.Tensor, known: Known, held: Held) -> bool:
-    width, frequencies = x.shape[3], known.frequencies
+    width, tables = x.shape[3], known.tables
     return (
         x.device.type == "cpu"
         and width % 32 == 0
         and width <= WIDEST
+        and tables is not None
+        and tables[5] % 16 == 0
         and held.key_outliers.dtype in TYPES
         and held.key_outliers.dtype is held.value_outliers.dtype
-        and all(_dense(part) for part in held[:8])
-        and all(_single(part) for part in known[1:5])
-        and (frequencies is None or (_single(frequencies) and frequencies.shape[0] % 16 == 0))
+        and all(part.is_contiguous() or _dense(part) for part in held[:8])
         and build.available()
     )
 
 
-def _single(table: torch.Tensor) -> bool:
-    return table.dtype is torch.float32 and table.is_contiguous()
-
-
 def _dense(part: torch.Tensor) -> bool:
     """Whether the rows of a head lie one after the other; heads may be further apart (crops are)."""
-    width, strides = part.shape[3], part.stride()
-    return not width or (strides[3] == 1 and strides[2] == width)
+    strides = part.stride()
+    return strides[3] == 1 and strides[2] == part.shape[3]
 
 
 def _whole(first: torch.Tensor) -> bool:
@@ -87,7 +83,9 @@ def attend(q: torch.Tensor, known: Known, held: Held, scale: float, stretch: int
     note(ATTEND)
     batch, heads, queries, width = q.shape
     size, strides, coded = q.element_size(), q.stride(), held.keys.shape[2]
-    kind, frequencies = KINDS[known.kind], known.frequencies
+    kind, tables = KINDS[known.kind], known.tables
+    assert tables is not None, "`supports` asked"
+    key_table, value_table, middle, half, frequencies, pairs = tables
     # Dense as [B, Q, H, D], which is what a model wants next.
     out = q.new_empty((batch, queries, heads, width))
     grid = held.value_scales.stride()
@@ -96,15 +94,12 @@ def attend(q: torch.Tensor, known: Known, held: Held, scale: float, stretch: int
         batch, heads, held.keys.shape[1], queries, width,
         strides[0] * size, strides[1] * size, strides[2] * size,
         TYPES[q.dtype], scale,
-        0 if frequencies is None else frequencies.data_ptr(),
-        0 if frequencies is None else frequencies.shape[0], held.first, known.apart,
-        TYPES[held.key_outliers.dtype],
-        held.keys.data_ptr(), known.half.data_ptr(), known.middle.data_ptr(),
-        *_side(held.keys, held.first_keys, known.key_table),
+        frequencies, pairs, held.first, known.apart, TYPES[held.key_outliers.dtype],
+        held.keys.data_ptr(), half, middle, *_side(held.keys, held.first_keys, key_table),
         0, width * 4, 0, *_tail(held.first_keys), coded, ONE_SPAN, width, kind, 0,
         _type(held.first_keys),
         held.values.data_ptr(), held.value_scales.data_ptr(), held.value_offsets.data_ptr(),
-        *_side(held.values, held.first_values, known.value_table),
+        *_side(held.values, held.first_values, value_table),
         grid[0] * 2, grid[1] * 2, 2, *_tail(held.first_values), coded, 1, 1, kind, 1,
         _type(held.first_values),
         *_apart(held.key_outliers, held.key_places),
@@ -120,21 +115,21 @@ def extend(known: Known, held: Held, keys: torch.Tensor, values: torch.Tensor) -
     """As `kv_extend_bare`, without asking `extends` again."""
     note(EXTEND)
     batch, heads, tokens, width = keys.shape
-    old, size, frequencies = held.keys.shape[2], keys.element_size(), known.frequencies
+    old, size, tables = held.keys.shape[2], keys.element_size(), known.tables
+    assert tables is not None, "`extends` asked"
+    key_table, value_table, middle, half, frequencies, pairs = tables
     k, v = keys.stride(), values.stride()
-    fresh = [
-        torch.empty((batch, heads, old + tokens, part.shape[3]), dtype=part.dtype)
-        for part in held[:8]
-    ]
+    # What a rollback has cut is copied before it is copied again: that is rare.
+    before = [part if part.is_contiguous() else part.contiguous() for part in held[:8]]
+    shape = batch, heads, old + tokens
+    fresh = [torch.empty((*shape, part.shape[3]), dtype=part.dtype) for part in before]
     call = _ENCODE.pack(
         keys.data_ptr(), values.data_ptr(),
         k[0] * size, k[1] * size, k[2] * size, v[0] * size, v[1] * size, v[2] * size,
         batch, heads, old, tokens, width, KINDS[known.kind], TYPES[keys.dtype], known.apart,
-        held.first + old, 0 if frequencies is None else frequencies.shape[0],
-        0 if frequencies is None else frequencies.data_ptr(),
-        known.middle.data_ptr(), known.half.data_ptr(),
-        known.key_table.data_ptr(), known.value_table.data_ptr(),
-        *_parts(held, fresh),
+        held.first + old, pairs, frequencies, middle, half, key_table, value_table,
+        *[part.data_ptr() for part in before],
+        *[part.data_ptr() for part in fresh],
     )  # fmt: skip
     library = build.load().library
     assert library is not None, "`extends` asked"
@@ -142,10 +137,10 @@ def extend(known: Known, held: Held, keys: torch.Tensor, values: torch.Tensor) -
     return Held._make((*fresh, held.first_keys, held.first_values))
 
 
-def _side(codes: torch.Tensor, first: torch.Tensor | None, table: torch.Tensor) -> tuple[int, ...]:
+def _side(codes: torch.Tensor, first: torch.Tensor | None, table: int) -> tuple[int, ...]:
     strides = codes.stride()
     tail = 0 if first is None else first.data_ptr()
-    return tail, table.data_ptr(), strides[0], strides[1], strides[2]
+    return tail, table, strides[0], strides[1], strides[2]
 
 
 def _tail(first: torch.Tensor | None) -> tuple[int, int, int]:
@@ -162,14 +157,3 @@ def _type(first: torch.Tensor | None) -> int:
 def _apart(numbers: torch.Tensor, places: torch.Tensor) -> tuple[int, ...]:
     size, n, p = numbers.element_size(), numbers.stride(), places.stride()
     return numbers.data_ptr(), places.data_ptr(), n[0] * size, n[1] * size, p[0], p[1]
-
-
-def _parts(held: Held, fresh: list[torch.Tensor]) -> Iterator[int]:
-    for old, new in zip(held, fresh, strict=False):
-        assert old is not None, "coded tensors are always there"
-        size, strides = new.element_size(), old.stride()
-        yield old.data_ptr()
-        yield new.data_ptr()
-        yield new.shape[3] * size
-        yield strides[0] * size
-        yield strides[1] * size

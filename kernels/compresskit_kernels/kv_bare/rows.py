@@ -11,6 +11,8 @@ the text are kept apart, whole, with their positions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from compresskit_kernels.kv_decode.cache import Kind
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Known:
     """What one layer knows before it sees a token."""
 
     kind: Kind
@@ -40,6 +43,20 @@ class Known(NamedTuple):
     """Numbers of a row that are kept as they are."""
     frequencies: torch.Tensor | None
     """Float32 `[n]`, radians a position, 2 n <= D; None: positions are not on the keys."""
+
+    @cached_property
+    def tables(self) -> tuple[int, ...] | None:
+        """Addresses of key and value tables, middle, half, frequencies, and n; None if not dense.
+
+        Asked at every step of every layer, so looked up once.
+        """
+        held = [self.key_table, self.value_table, self.middle, self.half]
+        if self.frequencies is not None:
+            held.append(self.frequencies)
+        if not all(x.dtype is torch.float32 and x.is_contiguous() for x in held):
+            return None
+        pairs = (0, 0) if self.frequencies is None else (held[4].data_ptr(), len(held[4]))
+        return (*(x.data_ptr() for x in held[:4]), *pairs)
 
 
 class Held(NamedTuple):

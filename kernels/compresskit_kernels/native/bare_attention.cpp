@@ -8,6 +8,7 @@
 //   values ──levels, ranges of rows, outliers──────► tile, weighted
 //
 // The first tokens of the text are rows of numbers, with their positions: tiles behind the coded ones.
+#include <algorithm>
 #include <vector>
 
 #include "bare.h"
@@ -35,14 +36,36 @@ struct Turns {
   Angles begin, step;                       // of the first coded token; of a whole tile
   float cos[TILE][MOST / 2], sin[TILE][MOST / 2];  // of the tokens within a tile
   void prepare(const float* frequencies, int64_t count, int64_t first) {
-    Angles one, at;
-    begin.at(frequencies, count, double(first));
+    Angles one;
     one.at(frequencies, count, 1);
-    at.at(frequencies, count, 0);
-    for (int t = 0; t < TILE; t++, at.add(one, count)) at.single(count, cos[t], sin[t]);
-    step = at;
+    std::fill(step.cos, step.cos + count, 1.0);
+    std::fill(step.sin, step.sin + count, 0.0);
+    for (int t = 0; t < TILE; t++, step.add(one, count)) {
+      step.single(count, cos[t], sin[t]);
+      if (t == first) begin = step;
+    }
+    if (first >= TILE) begin.at(frequencies, count, double(first));
   }
 };
+
+// What the numbers kept in rows first to first + count have more than their codes, which `tile` [TILE, D]
+// holds as words, times the weight of the row: added to `fix` [rows, D].
+INLINE void add_apart(const BareAttention& a, int64_t batch, int64_t head, int64_t first, int count,
+                      const int16_t* tile, float step, const float* scale, const float* offset,
+                      int64_t rows, const float* weights, int64_t padded, float* fix) {
+  const int64_t size = a.apart_type == F32 ? 4 : 2, at = first * a.apart;
+  const Apart& from = a.value_apart;
+  const char* numbers =
+      from.numbers + batch * from.numbers_batch + head * from.numbers_head + at * size;
+  const uint8_t* places = from.places + batch * from.places_batch + head * from.places_head + at;
+  for (int t = 0; t < count; t++)
+    for (int64_t i = t * a.apart; i < (t + 1) * a.apart; i++) {
+      const float level = tile[t * a.width + places[i]] * step;
+      const float more = widened(numbers + i * size, a.apart_type) - (level * scale[t] + offset[t]);
+      for (int64_t r = 0; r < rows; r++)
+        fix[r * a.width + places[i]] += weights[r * padded + first + t] * more;
+    }
+}
 
 // Put the numbers that are kept into rows first to first + count, which `tile` [TILE, D] holds.
 INLINE void put_apart(const BareAttention& a, const Apart& from, int64_t batch, int64_t head,
@@ -68,12 +91,17 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
 
   static thread_local std::vector<float> room;
   const int64_t block = (rows + BLOCK - 1) / BLOCK * BLOCK;
-  room.resize(rows * (2 * width + padded) + block * width + TILE * width);
+  room.resize(rows * (3 * width + 1 + padded) + block * width + TILE * width);
   float* query = room.data();           // [rows, D], scaled
   float* asked = query + rows * width;  // [rows, D], turned back to the begin of a tile
   float* out = asked + rows * width;    // [rows, D]
   float* tile = out + block * width;    // [TILE, D]
   float* scores = tile + TILE * width;  // [rows, padded]
+  float* fix = scores + rows * padded;  // [rows, D]: what outliers have more than their codes
+  float* shift = fix + rows * width;    // [rows]: what the values' offsets add up to
+  const bool in_words = a.type == BF16 && values.whole;
+  static thread_local std::vector<int16_t> short_room;
+  short_room.resize(TILE * width);
   alignas(64) float scale[TILE], offset[TILE], weights[BLOCK * TILE];
   for (int64_t r = 0; r < rows; r++) {
     const char* from = a.query + batch * a.query_batch + (head * per + r / a.queries) * a.query_head +
@@ -86,6 +114,7 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
   }
   memcpy(asked, query, sizeof(float) * rows * width);
   memset(out, 0, sizeof(float) * block * width);
+  memset(fix, 0, sizeof(float) * rows * (width + 1));
 
   Angles at = turns.begin;
   for (int64_t first = 0; first < padded; first += TILE) {
@@ -121,6 +150,27 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
     const int64_t slot = whole ? coded + first - behind : first;
     const int64_t left = whole ? a.first - (first - behind) : coded - first;
     const int count = left < TILE ? int(left) : TILE;
+    if (!whole && in_words) {
+      values.read_words(first, count, short_room.data());
+      values.read_grid(first, count, scale, offset);
+      const __mmask16 real = __mmask16((1u << count) - 1);
+      const __m512 by = _mm512_maskz_loadu_ps(real, scale), plus = _mm512_maskz_loadu_ps(real, offset);
+      for (int64_t r = 0; r < rows; r += BLOCK) {
+        const int some = rows - r < BLOCK ? int(rows - r) : BLOCK;
+        alignas(64) int16_t words[BLOCK * TILE];
+        float step[BLOCK];
+        for (int i = 0; i < some; i++) {
+          const __m512 weight = _mm512_loadu_ps(scores + (r + i) * padded + first);
+          step[i] = to_words(_mm512_mul_ps(weight, by), words + i * TILE, values.most) * values.step;
+          shift[r + i] += _mm512_reduce_add_ps(_mm512_mul_ps(weight, plus));
+        }
+        gather_words(some, reinterpret_cast<const int32_t*>(words), step, short_room.data(),
+                     chunks / 2, int(width), out + r * width);
+      }
+      add_apart(a, batch, head, first, count, short_room.data(), values.step, scale, offset, rows,
+                scores, padded, fix);
+      continue;
+    }
     values.read(slot, count, tile, scale, offset);
     if (!whole) {
       for (int t = 0; t < count; t++)
@@ -141,7 +191,9 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
   for (int64_t r = 0; r < rows; r++) {
     const int64_t to = ((batch * a.queries + r % a.queries) * a.heads + head * per + r / a.queries);
     for (int c = 0; c < chunks; c++) {
-      const __m512 x = _mm512_loadu_ps(out + r * width + 16 * c);
+      const __m512 more =
+          _mm512_add_ps(_mm512_loadu_ps(fix + r * width + 16 * c), _mm512_set1_ps(shift[r]));
+      const __m512 x = _mm512_add_ps(_mm512_loadu_ps(out + r * width + 16 * c), more);
       const int64_t place = to * width + 16 * c;
       if (a.type == BF16)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.out + 2 * place),

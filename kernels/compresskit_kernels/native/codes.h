@@ -82,8 +82,8 @@ INLINE void widen_all(const char* from, int64_t type, int64_t count, float* to) 
 // Products of words are summed in 32 bits. Codes are small enough for any query and any weights; the
 // levels of a table are as large as they can be: of 2^31 / 32767 / count where a query meets `count`
 // of them before its sum becomes a float (`KEYS` / count), and of 16 bits where weights, which are the
-// smaller for it, meet them.
-constexpr float KEYS = 65530, SUM = 2147400000.0f;
+// smaller for it, meet them (`SUM` leaves room for 16 of them that are all rounded up).
+constexpr float KEYS = 65530, SUM = 2147000000.0f;
 
 // Round `count` numbers to 16 bits of their largest; return the step.
 INLINE float to_words(const __m512* x, int chunks, int16_t* to) {
