@@ -6,7 +6,7 @@
 
 A method names the attributes that it holds, and says how new rows are encoded (`encode_keys`,
 `encode_values`); it may turn the queries before attention and what comes out after it (a rotation
-of the keys and values).
+of the keys and values), or read its keys in a way of its own (`read_keys`, with `fused` off).
 """
 
 from __future__ import annotations
@@ -129,6 +129,9 @@ class CodedLayer(AnsweringLayer):
         }
     )
 
+    fused: ClassVar[bool] = True
+    """Whether `decode` may read the codes; off: `read_keys` and `read_values` always."""
+
     def __init__(self, config: Any, *, keys: Form, values: Form) -> None:
         """Hold nothing yet.
 
@@ -190,7 +193,7 @@ class CodedLayer(AnsweringLayer):
 
     def attend(self, call: Call) -> torch.Tensor:
         """Attend over all rows as they are stored, those of this pass included: `[B, T, H, D]`."""
-        if call.query.dtype in FUSED:
+        if self.fused and call.query.dtype in FUSED:
             readable, mask = _slots_seen(call)
             if readable:
                 return self.decode(call.query, mask, call.scale).transpose(1, 2)
