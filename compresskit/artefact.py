@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from compresskit import catalogue, device as devices, stack, workload
+from compresskit.errors import Conflict
 from compresskit.hf import audit, load, modules
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
+from compresskit.measure import step_cost as step_cost_probe
 from compresskit.measure.energy import counters, metering
 from compresskit.measure.memory.accounts import Accounts, runtime
 from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.method import Context, Outline
+from compresskit.metrics.speedup import costs_of
 from compresskit.record import Setup
+from compresskit.system import Request
 from compresskit.traits import INITIAL, Trait
 
 if TYPE_CHECKING:
@@ -31,8 +35,9 @@ if TYPE_CHECKING:
     from compresskit.device import Device
     from compresskit.engine import AbstractEngine
     from compresskit.method import Placed
-    from compresskit.record import Phase
+    from compresskit.record import Phase, StepCosts
     from compresskit.spec import ModelSpec, RunSpec
+    from compresskit.stats.speculation import Costs
     from compresskit.system import System
 
 
@@ -158,7 +163,8 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         notify("apply", plan.spec.label())
         applied_from = time.perf_counter()
         calibrated: list[int] = []
-        context = _context(plan, bare, models, calibrated, notify)
+        probed: list[StepCosts] = []
+        context = _context(plan, bare, models, calibrated, probed, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
         for prepare in system.settle:
             system = prepare(system)
@@ -172,23 +178,43 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
             apply_seconds=applied_at - applied_from,
             calibration_tokens=sum(calibrated),
             energy=drawn.stored().reading,
+            step_costs=probed[-1] if probed else None,
         )
         yield Opened(system, setup, phases, parameters, traits)
 
 
 def _context(
-    plan: Plan, bare: System, models: ExitStack, calibrated: list[int], notify: Notify
+    plan: Plan,
+    bare: System,
+    models: ExitStack,
+    calibrated: list[int],
+    probed: list[StepCosts],
+    notify: Notify,
 ) -> Context:
-    def load_other(model: ModelSpec, methods: tuple[str, ...] = ()) -> System:
+    def load_other(
+        model: ModelSpec, methods: tuple[str, ...] = (), needs: frozenset[Trait] = frozenset()
+    ) -> System:
         path = find_model(model).path
         placed = catalogue.place(tuple(catalogue.parse_method(text) for text in methods))
-        stack.check(placed, plan.engine.traits(path, plan.device) | INITIAL)
+        start = plan.engine.traits(path, plan.device) | INITIAL
+        left = stack.check(placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode)
+        for lacking in sorted(needs - left):
+            raise Conflict(
+                f"{model.name} is to work for {plan.spec.model.name} and needs {lacking.value!r}, which "
+                f"{' and '.join(methods) if lacking in start else 'it'} does not leave it. "
+                "Take another model or other methods."
+            )
         other = models.enter_context(plan.engine.open(path, model, plan.device))
         return stack.build(placed, other, context)
 
     def calibration(text: str, count: int) -> list[int]:
         calibrated.append(count)
         return workload.calibration(bare.tokenizer, text, count)
+
+    def step_cost(system: System) -> Costs:
+        notify("apply", "costs of a step")
+        probed.append(step_cost_probe.probe(system, _trial_request(plan, system), trial=True))
+        return costs_of(probed[-1])
 
     context = Context(
         load=load_other,
@@ -197,5 +223,20 @@ def _context(
         dtype=load.dtype_name(bare.model),
         progress=lambda label, done, total: notify("apply", f"{label} {done}/{total}"),
         finish=plan.engine.finish,
+        step_cost=step_cost,
     )
     return context
+
+
+def _trial_request(plan: Plan, system: System) -> Request:
+    """A request of the run's shape, of the text kept for calibration; as long as the context allows."""
+    shape = plan.spec.workload
+    count = min(shape.prompt_tokens, system.context - shape.new_tokens)
+    ids = workload.calibration(system.tokenizer, "calibration", max(count, 1))
+    tokens = torch.tensor([ids] * shape.batch_sizes[0], device=system.device.torch)
+    return Request(
+        tokens=tokens,
+        max_new_tokens=shape.new_tokens,
+        sampling=plan.spec.sampling,
+        seed=plan.spec.seed,
+    )

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import JsonValue
 
 from compresskit.spec import Frozen
+from compresskit.stats.speculation import FLAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from compresskit.spec import ModelSpec
+    from compresskit.stats.speculation import Costs
     from compresskit.system import System
-    from compresskit.traits import Effects
+    from compresskit.traits import Effects, Trait
 
 
 class Stage(StrEnum):
@@ -52,6 +54,19 @@ class Progress(Protocol):
         """`done` of `total` steps of `label` are over."""
 
 
+class Load(Protocol):
+    """Loads a further model; its decode mode is not prepared yet (`Context.finish`)."""
+
+    def __call__(
+        self, model: ModelSpec, methods: tuple[str, ...] = (), needs: frozenset[Trait] = frozenset()
+    ) -> System:
+        """Return `model` with `methods`, as typed on the command line, applied.
+
+        Raises:
+            Conflict: the methods do not fit it, or do not leave it the traits that it `needs`.
+        """
+
+
 def quiet(label: str, done: int, total: int) -> None:
     """Tell nobody."""
 
@@ -60,9 +75,8 @@ def quiet(label: str, done: int, total: int) -> None:
 class Context:
     """What a method may ask for while it is applied; injected, so methods import no loader."""
 
-    load: Callable[[ModelSpec, tuple[str, ...]], System]
-    """Load another model (a draft, a student) on the same device, with methods as typed on the
-    command line; its mode is not prepared yet (`finish`)."""
+    load: Load
+    """Loads another model (a draft, a student) on the same device."""
     calibration: Callable[[str, int], list[int]]
     """That many tokens of the named text (`calibration` is the shipped one), kept apart from
     evaluation text."""
@@ -72,6 +86,9 @@ class Context:
     progress: Progress = quiet
     finish: Callable[[System], System] = lambda system: system
     """Prepare a further system (a draft, a view of the target) for the run's decode mode."""
+    step_cost: Callable[[System], Costs] = lambda system: FLAT
+    """Time passes of the widths that a finished system asks for, and what drafting costs beside them,
+    at the run's batch and context. Goes into the record, raw."""
 
 
 @dataclass(frozen=True)

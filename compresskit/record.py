@@ -80,6 +80,39 @@ class Sample(Stored):
     schedstat): what load on the machine took from this very sample. Null where nobody counts."""
     tokens_sha256: str | None = None
     """Hash of the token ids that were delivered: equal hashes, equal output."""
+    # Left out where nothing speculates, so that older records are written as they were read.
+    per_step_drafted: Annotated[
+        tuple[tuple[int, ...], ...] | None, Field(exclude_if=lambda rows: rows is None)
+    ] = None
+    """Tokens drafted before each chunk that gave a row tokens, by row: the first is the prefill's."""
+    per_step_accepted: Annotated[
+        tuple[tuple[int, ...], ...] | None, Field(exclude_if=lambda rows: rows is None)
+    ] = None
+    """How many of these were delivered, in the same places; the model's own token is not among them."""
+    parts: Annotated[
+        dict[str, tuple[float, ...]] | None, Field(exclude_if=lambda parts: parts is None)
+    ] = None
+    """Seconds of the parts of the steps, in order: draft and verify (from the second chunk on), judge
+    (every chunk). Null where the loop has no parts, and where single chunks are not timed."""
+
+
+class StepCosts(Stored):
+    """Passes of several widths through the finished system, timed in turns; raw."""
+
+    batch: int
+    tokens_in_cache: int
+    """Tokens per row before each pass."""
+    widths: tuple[int, ...]
+    """Tokens per row of a pass, rising from 1."""
+    padded: bool = False
+    """The loop fills its passes up to the next of these widths."""
+    seconds: tuple[tuple[float, ...], ...]
+    """Of each width, one a round."""
+    waited: tuple[tuple[float, ...], ...] | None = None
+    """Seconds of these in which another process had the CPU; null where nobody counts them."""
+    trial: Sample | None = None
+    """A request that was decoded for the costs of drafting and of the host; null where the latency
+    pass tells them."""
 
 
 class LatencyPass(Stored):
@@ -136,6 +169,9 @@ class MemoryPass(Stored):
     """What the model's own cache would hold at this batch and length, by the keys and values that
     arrived: `bytes` in the model's type, and how many `numbers` these are. Null in older records,
     and where no keys and values are cached."""
+    drafter_bytes: Annotated[int | None, Field(exclude_if=lambda one: one is None)] = None
+    """What the drafter of a speculative loop held at the end of the request: tables, texts and the cache
+    of a draft model, but no weights. Null where nothing drafts or the drafter does not tell."""
     moved_bytes: dict[str, int] | None = None
     """Bytes that one decode step at this batch and cache length has to read: weights (an embedding
     only where it is also the head; of a mixture only the active experts), cache; and `cache_copy`,
@@ -391,6 +427,9 @@ class Setup(Stored):
     """Joules of loading and compressing."""
     calibration_tokens: int | None = None
     """Tokens that the methods asked for to calibrate; null in records older than schema 2."""
+    step_costs: Annotated[StepCosts | None, Field(exclude_if=lambda one: one is None)] = None
+    """What passes of several tokens cost, where the stack speculates. Probed before the speed passes;
+    an adaptive draft length needs them at set-up, and then they are part of `apply_seconds`."""
 
 
 class Git(Stored):

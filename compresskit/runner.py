@@ -25,7 +25,7 @@ from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
 from compresskit.hf import load
 from compresskit.hf.tokenizer import tokenizer_digest
-from compresskit.measure import clock, engagement, environment, passes, telemetry
+from compresskit.measure import clock, engagement, environment, passes, step_cost, telemetry
 from compresskit.measure.energy.turns import Energy
 from compresskit.measure.memory.request import memory_pass
 from compresskit.measure.yardstick import Yardstick
@@ -137,8 +137,12 @@ def _measured(
     yardstick = Yardstick(plan.device)
     watch = telemetry.Watch(plan.device)
     taken: list[Turn] = []
+    costs = artefact.setup.step_costs
     with clock.settled():
         speed.warm()
+        if costs is None and "latency" in wanted and real and max(system.widths) > 1:
+            notify("latency", "passes of several tokens")
+            costs = step_cost.probe(system, bench.request(0, bench.workload.batch_sizes[0]))
         for index, go in enumerate(turns(spec.protocol.repeats)):
             watch.look()
             at, pace = time.perf_counter(), yardstick.read()
@@ -175,8 +179,12 @@ def _measured(
         prompts_sha256=prompts.sha256,
         kernels={**system.kernels, **ran},
         simulated=system.simulated,
-        facts={**system.facts, **({"profile": profile} if profile else {})},
-        setup=artefact.setup.model_copy(update={"compile_seconds": compiled}),
+        facts={
+            **system.facts,
+            **({"profile": profile} if profile else {}),
+            **({"synthetic": system.synthetic} if system.synthetic else {}),
+        },
+        setup=artefact.setup.model_copy(update={"compile_seconds": compiled, "step_costs": costs}),
         blocks=(block,),
         quality=quality,
     )
@@ -190,7 +198,12 @@ def _warm_compile(bench: passes.Bench) -> float:
 
 
 def judge_quality(plan: Plan, artefact: Opened, notify: Notify = silent) -> Quality:
-    """Score the artefact, beside a freshly loaded baseline unless it is the baseline itself."""
+    """Score the artefact, beside a freshly loaded baseline unless it is the baseline itself.
+
+    An artefact whose output is made up has no quality, and the note says so.
+    """
+    if (made_up := artefact.system.synthetic) is not None:
+        return Quality(notes=(f"quality: unavailable, {made_up}",))
     spec = plan.spec
     reference = spec.baseline().replace(engine={"name": spec.engine.name, "mode": "eager"})
     arguments: dict[str, Any] = {

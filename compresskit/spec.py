@@ -137,11 +137,13 @@ class SamplingSpec(Frozen):
 
 
 class WorkloadSpec(Frozen):
-    """The prompts of the speed passes: natural text, cut to length, distinct in every repetition."""
+    """The prompts of the speed passes: distinct in every repetition."""
 
     text: str = "embedded"
-    """embedded, a file, or datasets:NAME[:CONFIG[:SPLIT]]."""
+    """embedded, pydoc, a file, or datasets:NAME[:CONFIG[:SPLIT]]: natural text. copy[:TEXT], edit:
+    what is to be written once more. questions:FILE[#KIND]: questions of a data set."""
     prompt_tokens: Annotated[int, Field(ge=1)] = 128
+    """Tokens of a prompt; of questions the most."""
     new_tokens: Annotated[int, Field(ge=2)] = 64
     """Tokens generated per request, exactly: speed passes ignore the stop token."""
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)

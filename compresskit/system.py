@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     import torch
@@ -50,6 +50,17 @@ class Chunk(NamedTuple):
     def accepted(self) -> int:
         """Tokens of these that were accepted and are delivered."""
         return sum(accepted for _, accepted in self.drafts)
+
+
+def longest(chunks: Iterable[Chunk]) -> list[int]:
+    """Tokens of the longest row after each chunk; rows may take their tokens in different chunks."""
+    totals: list[int] = []
+    seen: list[int] = []
+    for chunk in chunks:
+        lengths: list[int] = chunk.lengths.tolist()
+        totals = [a + b for a, b in zip(totals or [0] * len(lengths), lengths, strict=True)]
+        seen.append(max(totals))
+    return seen
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,13 @@ class System:
     during: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
     """Entered around each part of a step of a loop that has parts (draft, verify, judge): whoever
     measures puts a clock here, the loop knows none."""
+    tell: Callable[[str, int], None] = lambda name, value: None
+    """Told what a loop held when it ended (drafter_bytes): whoever measures listens here."""
+    drafts: tuple[System, ...] = ()
+    """Systems that guess for this one (a smaller model, a view of its layers), the newest last: what
+    they hold belongs to this one's accounts."""
+    beside: tuple[Any, ...] = ()
+    """Torch modules that a method keeps beside the model (drafting heads), the newest last."""
     settle: tuple[Callable[[System], System], ...] = ()
     """Run in order once the decode mode is prepared: what has to try the finished step."""
     prompt: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens
@@ -151,6 +169,11 @@ class System:
     """Operation -> implementation that was chosen for it."""
     simulated: tuple[str, ...] = ()
     """Methods whose saving is simulated: quality counts, speed does not."""
+    synthetic: str | None = None
+    """What about the output is made up (which drafts are accepted), if anything: speed counts, quality
+    does not."""
+    held: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What methods keep from request to request (a history, a table); keys are their names."""
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compresskit.assets import text_path
 from compresskit.errors import InputError
@@ -197,6 +197,22 @@ def _file(path: Path) -> str:
 
 def _dataset(source: str) -> str:
     """Rows of one text column joined by a blank line."""
+    rows = dataset_rows(source)
+    column = next((field for field in _FIELDS if field in rows.column_names), None)
+    if column is None:
+        raise InputError(
+            f"{source}: no column {', '.join(_FIELDS[:-1])} or {_FIELDS[-1]}; "
+            f"there are {', '.join(rows.column_names)}."
+        )
+    return "\n\n".join(str(row) for row in rows[column] if row is not None)
+
+
+def dataset_rows(source: str) -> Any:
+    """The split of a data set that `source` names, by default test, validation or train.
+
+    Raises:
+        InputError: it cannot be reached, or there is no such thing.
+    """
     name, config, split = (*source.split(":")[1:], "", "", "")[:3]
     if not name:
         raise InputError(f"{source!r}: name a data set, as in datasets:NAME[:CONFIG[:SPLIT]].")
@@ -217,14 +233,7 @@ def _dataset(source: str) -> str:
             f"{source}: {_first_line(error)}. Check name and config, or whether the network or "
             "the local path is there; 'embedded' needs neither."
         ) from None
-    rows = found if split else found[next((s for s in _SPLITS if s in found), min(found))]
-    column = next((field for field in _FIELDS if field in rows.column_names), None)
-    if column is None:
-        raise InputError(
-            f"{source}: no column {', '.join(_FIELDS[:-1])} or {_FIELDS[-1]}; "
-            f"there are {', '.join(rows.column_names)}."
-        )
-    return "\n\n".join(str(row) for row in rows[column] if row is not None)
+    return found if split else found[next((s for s in _SPLITS if s in found), min(found))]
 
 
 def _first_line(error: Exception) -> str:

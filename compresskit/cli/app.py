@@ -19,6 +19,7 @@ from compresskit.cli.compare import compare
 from compresskit.cli.curve import curve
 from compresskit.cli.demo import demo
 from compresskit.cli.doctor import doctor
+from compresskit.cli.drafts import drafts
 from compresskit.cli.evaluate import evaluate
 from compresskit.cli.explain import explain
 from compresskit.cli.export import export
@@ -83,6 +84,7 @@ for command in (
     calibrate,
     sensitivity,
     replay,
+    drafts,
     curve,
     audit,
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,8 @@ def generate(
     with source_progress() as report:
         plan = artefacts.plan(spec, report)
     answer = _decode(plan, text, max_new_tokens, chat=chat, ignore_stop=ignore_stop)
+    if "synthetic" in answer:
+        print(f"note: {answer['synthetic']}: the text means nothing.", file=sys.stderr)
     print(json.dumps(answer, ensure_ascii=False) if as_json else answer["text"])
 
 
@@ -138,4 +141,5 @@ def _decode(
             "accepted": accepted,
             "kernels": dict(system.kernels),
             "digest": plan.spec.digest(),
+            **({"synthetic": system.synthetic} if system.synthetic else {}),
         }

@@ -14,6 +14,7 @@ class By(StrEnum):
 
     BITS = "bits"
     CACHE = "cache"
+    SPECULATION = "speculation"
 
 
 class Format(StrEnum):
@@ -40,7 +41,8 @@ def table(
         typer.Option(
             "--by",
             help="bits: rows in bands of effective bits per parameter, closest to dense first. cache: "
-            "rows by the bytes that their caches hold.",
+            "rows by the bytes that their caches hold. speculation: what drafts brought, where the time "
+            "went, and what was to be expected.",
             show_default=False,
         ),
     ] = None,
@@ -97,6 +99,8 @@ def table(
 
       compresskit table results/kv --by cache --plot cache.svg
 
+      compresskit table results/speculation --by speculation
+
       compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
@@ -124,6 +128,7 @@ def table(
 
         (cache if by is By.CACHE else tradeoff).draw(built, plot)
         print(f"wrote {plot}", file=sys.stderr)
+    nothing_valid = built.all_invalid()
     if by is By.BITS:
         from compresskit.report.bits import by_bits
 
@@ -132,6 +137,10 @@ def table(
         from compresskit.report.held import by_cache
 
         built = by_cache(built)
+    if by is By.SPECULATION:
+        from compresskit.report.speculation import by_speculation
+
+        built = by_speculation(built)
     warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())
@@ -153,5 +162,5 @@ def table(
         warnings = [*built.warnings, *warnings]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if own and built.all_invalid():
+    if own and nothing_valid:
         raise typer.Exit(Exit.INVALID)

@@ -42,6 +42,11 @@ OWN: Mapping[str, tuple[Unit, str]] = MappingProxyType(
 )
 """Numbers that other tools publish and our metrics do not have, with unit and meaning."""
 
+_RENAMED = MappingProxyType(
+    {"acceptance_rate": "draft_acceptance_rate", "acceptance_length": "mean_acceptance_length"}
+)
+"""Names in files of earlier versions; the numbers are vLLM's and mean what they meant."""
+
 
 def unit_of(name: str) -> Unit:
     """Unit of a metric that a peer may hold."""
@@ -129,13 +134,19 @@ def load(path: Path) -> Peer:
             raise RecordError(f"{path}: not an imported result ({FORMAT}).")
         if document.get("checksum") != checksum(document):
             raise RecordError(f"{path}: the checksum does not match: the file was edited. {again}")
-        return Peer.model_validate_json(text)
+        return _named_as_today(Peer.model_validate_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise RecordError(f"{path}: {place}: {first['msg']}. {again}") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not a readable imported result ({error}). {again}") from None
+
+
+def _named_as_today(peer: Peer) -> Peer:
+    """Give metrics the names that they have now."""
+    metrics = {_RENAMED.get(name, name): reading for name, reading in peer.metrics.items()}
+    return peer.model_copy(update={"metrics": metrics})
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Peer], list[str]]:

@@ -45,8 +45,8 @@ _HEADINGS = {
     "output_tokens_per_s": "output\ntok/s",
     "total_tokens_per_s": "total\ntok/s",
     "requests_per_s": "requests\n/s",
-    "acceptance_rate": "accepted",
-    "acceptance_length": "accepted\nlength",
+    "draft_acceptance_rate": "accepted",
+    "mean_acceptance_length": "accepted\nlength",
     "weights_bytes": "weights",
     "bits_per_byte": "bits per\nbyte",
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -70,3 +72,31 @@ def tokenizer_digest(tokenizer: HFTokenizer) -> str:
     vocabulary = sorted(tokenizer.inner.get_vocab().items(), key=lambda item: item[1])
     text = repr((vocabulary, tokenizer.eos_ids, tokenizer.bos_id))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def vocabulary(path: Path) -> dict[str, int]:
+    """Every token of the tokenizer in the folder `path` with its id, added ones included.
+
+    Equal vocabularies mean the same by the same id, whatever else differs (special roles, templates).
+    Reads tokenizer.json where there is one, which takes no transformers.
+
+    Raises:
+        ModelError: there is no usable tokenizer.
+    """
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        held: dict[str, int] = load_tokenizer(path, None).inner.get_vocab()
+        return held
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        table = document["model"]["vocab"]
+        # Unigram models list pieces with their scores; the id is the place.
+        pairs = table.items() if isinstance(table, dict) else _numbered(table)
+        added = {token["content"]: token["id"] for token in document.get("added_tokens") or ()}
+        return {**dict(pairs), **added}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: not a tokenizer ({error!r}). Fetch the file again.") from None
+
+
+def _numbered(table: list[list[Any]]) -> Iterator[tuple[str, int]]:
+    return ((piece[0], index) for index, piece in enumerate(table))

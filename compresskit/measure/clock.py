@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from compresskit.measure import contention
 from compresskit.record import Arrival, Sample
+from compresskit.system import longest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +51,37 @@ def settled() -> Iterator[None]:
         gc.unfreeze()
 
 
+class Parts:
+    """Seconds of the parts that a loop says its steps have (`System.during`), in order.
+
+    The device is synchronised at both edges. The loops wait for the device between their parts
+    anyway, to learn what was accepted, so that on a GPU as well this costs microseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        synchronize: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Start with none."""
+        self.synchronize, self.clock = synchronize, clock
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Time one part; what fails is not counted."""
+        self.synchronize()
+        began = self.clock()
+        yield
+        self.synchronize()
+        self.seconds.setdefault(part, []).append(self.clock() - began)
+
+    def stored(self) -> dict[str, tuple[float, ...]] | None:
+        """As a sample keeps them; None of a loop without parts."""
+        return {part: tuple(spent) for part, spent in self.seconds.items()} or None
+
+
 def trace(
     start: Callable[[], Iterator[Chunk]],
     *,
@@ -58,7 +90,7 @@ def trace(
 ) -> Sample:
     """Time every chunk of one request (the latency probe); `forwards` is left to the caller.
 
-    Tokens are counted per row: the longest row of a chunk.
+    Tokens are counted per row: what the longest row has grown by.
     """
     times: list[float] = []
     chunks: list[Chunk] = []
@@ -69,9 +101,10 @@ def trace(
             synchronize()
             times.append(clock() - began)
             chunks.append(chunk)
+    totals = longest(chunks)
     arrivals = tuple(
-        Arrival(seconds, int(chunk.lengths.max()))
-        for seconds, chunk in zip(times, chunks, strict=True)
+        Arrival(seconds, after - before)
+        for seconds, after, before in zip(times, totals, [0, *totals], strict=False)
     )
     return _sample(arrivals, chunks, waiting.seconds)
 
@@ -97,13 +130,14 @@ def span(
         synchronize()
         last_at = clock() - began
     # Lengths are read after the window: on a GPU reading them would wait for the device.
-    head = Arrival(first_at, int(first.lengths.max()))
-    rest = sum(int(chunk.lengths.max()) for chunk in later)
-    arrivals = (head, Arrival(last_at, rest)) if later else (head,)
+    totals = longest([first, *later])
+    head = Arrival(first_at, totals[0])
+    arrivals = (head, Arrival(last_at, totals[-1] - totals[0])) if later else (head,)
     return _sample(arrivals, [first, *later], waiting.seconds)
 
 
 def _sample(arrivals: tuple[Arrival, ...], chunks: list[Chunk], waited: float | None) -> Sample:
+    steps = _per_step(chunks)
     return Sample(
         arrivals=arrivals,
         forwards=0,
@@ -111,7 +145,25 @@ def _sample(arrivals: tuple[Arrival, ...], chunks: list[Chunk], waited: float | 
         accepted=sum(chunk.accepted for chunk in chunks),
         waited=waited,
         tokens_sha256=_digest(chunks),
+        per_step_drafted=steps and tuple(tuple(d for d, _ in row) for row in steps),
+        per_step_accepted=steps and tuple(tuple(a for _, a in row) for row in steps),
     )
+
+
+def _per_step(chunks: list[Chunk]) -> list[list[tuple[int, int]]] | None:
+    """Drafted and accepted tokens of each row, chunk by chunk while the row is given tokens.
+
+    None where no chunk speaks of drafts.
+    """
+    if not any(chunk.drafts for chunk in chunks):
+        return None
+    rows: list[list[tuple[int, int]]] = [[] for _ in chunks[0].lengths]
+    for chunk in chunks:
+        drafts = chunk.drafts or ((0, 0),) * len(rows)
+        for row, draft, length in zip(rows, drafts, chunk.lengths.tolist(), strict=True):
+            if length:
+                row.append(draft)
+    return rows
 
 
 def _digest(chunks: list[Chunk]) -> str:

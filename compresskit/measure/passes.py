@@ -9,7 +9,7 @@ The speed passes are taken in turns, so that several artefacts can be measured i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -61,9 +61,13 @@ class Bench:
         """One repetition under the clock."""
         system, counter = counting(self.system)
         request = self.request(index, batch)
+        wait = synchronizer(system.device)
+        parts = clock.Parts(synchronize=wait)
+        if probe == "trace":
+            system = replace(system, during=parts.during)
         measure = clock.trace if probe == "trace" else clock.span
-        sample = measure(lambda: system.generate(request), synchronize=synchronizer(system.device))
-        return sample.model_copy(update={"forwards": counter.calls})
+        sample = measure(lambda: system.generate(request), synchronize=wait)
+        return sample.model_copy(update={"forwards": counter.calls, "parts": parts.stored()})
 
 
 @dataclass

@@ -30,7 +30,9 @@ from compresskit.metrics.memory import MEMORY
 from compresskit.metrics.money import MONEY
 from compresskit.metrics.quality import IS_BASELINE, QUALITY
 from compresskit.metrics.roofline import ROOFLINE
+from compresskit.metrics.speculation import SPECULATION
 from compresskit.metrics.speed import SPEED, decode_at, main_batch
+from compresskit.metrics.speedup import SPEEDUP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +40,19 @@ if TYPE_CHECKING:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
-        for metric in (*SPEED, *COST, *MEMORY, *CACHE, *ENERGY, *MONEY, *ROOFLINE, *QUALITY)
+        for group in (
+            SPEED,
+            SPECULATION,
+            SPEEDUP,
+            COST,
+            MEMORY,
+            CACHE,
+            ENERGY,
+            MONEY,
+            ROOFLINE,
+            QUALITY,
+        )
+        for metric in group
     }
 )
 

@@ -220,20 +220,4 @@ SPEED = (
         lambda one: one.sample.forwards,
         lambda one: one.tokens,
     ),
-    ratio_of_totals(
-        "acceptance_rate",
-        Unit.RATIO,
-        "higher",
-        "acceptance_rate/1: accepted / drafted.",
-        lambda one: one.sample.accepted,
-        lambda one: one.sample.drafted,
-    ),
-    ratio_of_totals(
-        "acceptance_length",
-        Unit.RATIO,
-        "higher",
-        "acceptance_length/1: 1 + accepted / (b (c - 1)): the bonus token counts.",
-        lambda one: one.batch * (one.chunks - 1) + one.sample.accepted if one.sample.drafted else 0,
-        lambda one: one.batch * (one.chunks - 1) if one.sample.drafted else 0,
-    ),
 )

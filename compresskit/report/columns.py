@@ -73,6 +73,38 @@ _CACHE = (
     Column("cache_achieved_ratio", "cache ÷\nheld", "cost and quality", "ratio", "some number"),
 )
 
+SPECULATION_FILES = (
+    "draft_acceptance_rate",
+    "mean_acceptance_length",
+    "num_spec_steps",
+    "num_verify_forwards",
+    "num_draft_tokens",
+    "num_accepted_draft_tokens",
+    "acceptance_histogram",
+    *(
+        f"{kind}_acceptance_at_{place}"
+        for kind in ("unconditional", "offered", "conditional")
+        for place in (1, 2, 3)
+    ),
+    "draft_s",
+    "verify_s",
+    "judge_s",
+    "host_s",
+    "draft_share",
+    "verify_share",
+    "host_share",
+    "draft_cost",
+    "verify_cost",
+    "host_cost",
+    "speedup_predicted",
+    "tpot_predicted_s",
+    "best_draft_length",
+    "drafter_bytes",
+    "j_per_accepted_token",
+    "lossless",
+)
+"""What files say about speculation; `--by speculation` prints some of it (`report.speculation`)."""
+
 COLUMNS = (
     Column("decode_tokens_per_s", "decode\ntok/s", "speed", "plain"),
     Column("decode_ratio_to_baseline", "× same-mode\ndense", "speed", "ratio"),
@@ -97,8 +129,7 @@ COLUMNS = (
             "itl_s",
             "output_tokens_per_s",
             "forwards_per_token",
-            "acceptance_rate",
-            "acceptance_length",
+            *SPECULATION_FILES,
             "effective_bits_per_parameter",
             "cache_effective_bits",
             "cache_bytes_read_per_token",
@@ -125,8 +156,7 @@ SPEED_KEYS = frozenset(c.key for c in COLUMNS if c.section == "speed") | {
     "itl_s",
     "output_tokens_per_s",
     "forwards_per_token",
-    "acceptance_rate",
-    "acceptance_length",
+    *SPECULATION_FILES,
     "j_per_output_token",
     "j_per_prefill_token",
     *(c.key for c in COLUMNS if c.section == "limits and money"),
@@ -137,5 +167,5 @@ SPEED_KEYS = frozenset(c.key for c in COLUMNS if c.section == "speed") | {
 """What a simulated or invalid row does not show."""
 CACHE_KEYS = frozenset(c.key for c in _CACHE)
 """Without a cache method these say nothing."""
-SPECULATION_KEYS = frozenset({"tokens_per_step", "acceptance_rate", "acceptance_length"})
+SPECULATION_KEYS = frozenset({"tokens_per_step", *SPECULATION_FILES})
 """Without speculation these are 1 or do not exist: neither deserves a number or a footnote."""

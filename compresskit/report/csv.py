@@ -31,8 +31,13 @@ _ROW = ("label", "mode", "digest", "status", "validity", "reasons", "currency")
 # Keys that do not say their unit yet.
 _HEADINGS = {
     "top1_agreement": "top1_agreement_fraction",
-    "acceptance_rate": "acceptance_rate_fraction",
-    "acceptance_length": "acceptance_length_tokens",
+    "draft_acceptance_rate": "draft_acceptance_rate_fraction",
+    "mean_acceptance_length": "mean_acceptance_length_tokens",
+    **{
+        f"{kind}_acceptance_at_{place}": f"{kind}_acceptance_at_{place}_fraction"
+        for kind in ("unconditional", "offered", "conditional")
+        for place in (1, 2, 3)
+    },
     "greedy_exact_match": "greedy_exact_match_fraction",
     "perplexity": "perplexity_per_token",
     "bound": "bound_by",

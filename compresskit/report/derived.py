@@ -15,6 +15,7 @@ from compresskit.metrics.money import JOULES, OUTPUT_RATE
 from compresskit.metrics.pairs import side_by_side
 from compresskit.metrics.payback import break_even_joules, break_even_seconds
 from compresskit.metrics.roofline import bound
+from compresskit.metrics.speculation import lossless, missing_steps, of_record
 from compresskit.metrics.windows import metered, provenance
 from compresskit.record import Unavailable
 from compresskit.report.cells import REFERENCE, Cell, Comparison, of_reading
@@ -39,6 +40,10 @@ def of_row(key: str, row: Row) -> Cell | None:
         return ratio(row.record, row.best_dense)
     if key.startswith("break_even"):
         return _break_even(key, row)
+    if key == "lossless":
+        return _lossless(row.record)
+    if key == "acceptance_histogram":
+        return _histogram(row.record)
     return _bound(row.record) if key == "bound" else None
 
 
@@ -89,6 +94,20 @@ def _break_even(key: str, row: Row) -> Cell:
     if paired or cell.value is None:
         return cell
     return replace(cell, comparison=Comparison(paired=False))
+
+
+def _histogram(record: Record) -> Cell:
+    """How many steps accepted 0, 1, ... drafted tokens, in a row."""
+    found = of_record(record)
+    if found is None:
+        return Cell("unavailable", reason=missing_steps(record).reason)
+    return Cell("derived", words=" ".join(map(str, found.histogram())))
+
+
+def _lossless(record: Record) -> Cell:
+    """What speculation leaves of the output, in a word."""
+    word, why = lossless(record)
+    return Cell("derived", words=word, reason=why)
 
 
 def _bound(record: Record) -> Cell:

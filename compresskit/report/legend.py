@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit.metrics.money import pue
-from compresskit.report import tasks
+from compresskit.report import speculation, tasks
 from compresskit.report.cells import MARKS, UNPAIRED
 from compresskit.report.labels import clean
 from compresskit.stats import ALPHA
@@ -45,9 +45,13 @@ def lines(table: Table) -> list[str]:
             "rounding the original once (or nothing, on the very grid of the file)."
         )
     legend += _energy(
-        row.cells["j_per_output_token"] for group in table.groups for row in group.rows
+        row.cells["j_per_output_token"]
+        for group in table.groups
+        if "j_per_output_token" in group.shown
+        for row in group.rows
     )
     legend += _cache(table)
+    legend += [speculation.LEGEND] if "speedup_predicted" in _shown(table) else []
     legend += [tasks.LEGEND] if any(group.section("tasks") for group in table.groups) else []
     legend += _limits_and_money(table)
     legend += _kinds(cells)

@@ -20,8 +20,7 @@ def render(table: Table) -> str:
     for group in table.groups:
         parts.append(f"**{escape(group.heading())}**")
         parts.append(_grid(group, group.section("speed"), validity=True))
-        parts.append(_grid(group, group.section("cost and quality")))
-        for name in ("tasks", "limits and money", "batch"):
+        for name in ("cost and quality", "tasks", "limits and money", "batch"):
             if group.section(name):
                 parts.append(_grid(group, group.section(name)))
     if table.problems:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from compresskit.metrics import IS_BASELINE, METRICS, decode_at
 from compresskit.metrics.cache import OWN, changed
 from compresskit.metrics.energy import ENERGY
+from compresskit.metrics.speculation import speculates
 from compresskit.report import derived, tasks
 from compresskit.report.cells import INVALID, REFERENCE, SIMULATED, Cell, of_reading
 from compresskit.report.columns import CACHE_KEYS, COLUMNS, SPECULATION_KEYS, SPEED_KEYS, Column
@@ -189,7 +190,7 @@ def _row(joined: JoinedRow, label: str, batches: list[int], asked: Iterable[Colu
 
 
 def _cell(key: str, joined: JoinedRow) -> Cell:
-    if key in SPECULATION_KEYS and not METRICS["acceptance_rate"].samples(joined.record):
+    if key in SPECULATION_KEYS and not speculates(joined.record):
         return Cell("reference", reason="decodes one token per step")
     if key in CACHE_KEYS and not changed(joined.record):
         return Cell("reference", reason=OWN)

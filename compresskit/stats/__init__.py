@@ -5,6 +5,7 @@ resample     bootstrap intervals, paired and not
 exact        tests by counting: Mann-Whitney, McNemar; Wilson's interval
 verdict      better, same, worse or inconclusive
 calibration  how often that verdict is wrong, by simulation with recorded noise
+speculation  tokens and time per step of a speculative loop, from acceptance and costs
 """
 
 from compresskit.stats.exact import (

@@ -209,12 +209,16 @@ def test_a_draft_that_accepts_a_wrong_token_is_a_matter_of_outputs(
     right = _verify.verify
 
     def credulous(logits: Any, drafts: Any, *rest: Any) -> Any:
-        (found,), (draft,) = right(logits, drafts, *rest), drafts
-        if found.accepted == len(draft.tokens):
-            return [found]
-        more = found.accepted + 1
-        after = int(logits[0, more].argmax(-1))
-        return [_verify.Verdict([*draft.tokens[:more], after], list(range(more)))]
+        found = right(logits, drafts, *rest)
+        return [
+            verdict if verdict.accepted == len(draft.tokens) else one_more(row, draft, verdict)
+            for row, draft, verdict in zip(logits, drafts, found, strict=True)
+        ]
+
+    def one_more(logits: Any, draft: Any, verdict: Any) -> Any:
+        more = verdict.accepted + 1
+        after = int(logits[more].argmax(-1))
+        return _verify.Verdict([*draft.tokens[:more], after], list(range(more)))
 
     monkeypatch.setattr(_base, "verify", credulous)
     result = gate.run()

@@ -10,16 +10,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compresskit_kernels import dispatch
+from compresskit_kernels.kv_bare import pieces
+from compresskit_kernels.native import build
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from compresskit import assets
 from compresskit.decode import pad
 from compresskit.errors import Conflict, RunError, SpecError
+from compresskit.hf.attention import Call
 from compresskit.hf.cache import build_cache, cache_bytes, roll_back
 from compresskit.hf.rotary import Rotary
 from compresskit.method import Context
-from compresskit.methods.kv import _blockwise, _kvquant_layer, _nonuniform
+from compresskit.methods.kv import _kvquant_layer, _nonuniform
 from compresskit.methods.kv._nonuniform import WatchLayer, observe, watch
 from compresskit.methods.kv._unrotated import Positions
 from compresskit.methods.kv.kvquant import KVQuant
@@ -299,18 +303,58 @@ def test_attention_by_pieces_is_attention(queries):
         query, *(x.repeat_interleave(3, 1) for x in (keys, values)), attn_mask=mask, scale=0.5
     )
     cuts = (0, 2, 12, 36, 37)
-    pieces = [(keys[..., a:b, :], values[..., a:b, :]) for a, b in pairwise(cuts)]
-    found = _blockwise.attend(query, pieces, rows=37, scale=0.5)
+    parts = [(keys[..., a:b, :], values[..., a:b, :]) for a, b in pairwise(cuts)]
+    found = pieces.attend(query, parts, rows=37, scale=0.5)
     assert found.transpose(1, 2) == pytest.approx(expected, abs=1e-5)
     # Negative control: a row more than there is moves the diagonal.
     if queries > 1:
-        moved = _blockwise.attend(query, pieces, rows=38, scale=0.5)
+        moved = pieces.attend(query, parts, rows=38, scale=0.5)
         assert (moved.transpose(1, 2) - expected).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not build.available(), reason=build.reason())
+@pytest.mark.parametrize("sink", [0, 5])
+def test_where_there_are_native_kernels_they_are_what_runs_and_say_the_same(sink):
+    keys, values = torch.randn(2, 1, 2, 60, 64, generator=torch.Generator().manual_seed(0))
+    rotary = Rotary(10000.0 ** (-torch.arange(32) / 32))
+    query = torch.randn(1, 4, 1, 64, generator=torch.Generator().manual_seed(1))
+    made, found, ran = {}, {}, {}
+    call = Call(torch.nn.Module(), query, keys, values, None, 1 / 8, {})
+    for impl in ("auto", "reference"):
+        layer = made[impl] = layer_for(keys, values, sink=sink, rotary=rotary)
+        dispatch.reset()
+        with dispatch.forced(impl):
+            for start, stop in ((0, 3), (3, 40), (40, 60)):
+                layer.update(keys[..., start:stop, :], values[..., start:stop, :])
+            found[impl] = made["auto"].attend(call)
+        ran[impl] = dispatch.used()
+        dispatch.reset()
+        assert layer.get_seq_length() == 60
+    for op in ("kv_extend", "kv_decode"):
+        assert [one.partition(":")[0] for one in ran["auto"][op]] == ["native"]
+        assert [one.partition(":")[0] for one in ran["reference"][op]] == ["reference"]
+    assert found["auto"].shape == (1, 1, 4, 64)
+    assert found["auto"] == pytest.approx(found["reference"], abs=1e-5)
+    for name in ("keys", "key_places", "values", "value_places"):
+        # In the middle of two levels, or equally far out, the one or the other is taken.
+        one, other = (getattr(layer, name) for layer in made.values())
+        assert (one == other).float().mean() > 0.99
+
+
+def test_other_levels_reach_the_kernels():
+    """What a layer tells them is made once, for the levels that it has."""
+    calibration, (keys, values) = planted(1), planted(2)
+    layer = layer_for(*calibration)
+    layer.update(keys, values)
+    before = layer.read(0, 200)[0]
+    layer.levels = layer.levels._replace(key_table=layer.levels.key_table * 2)
+    assert not torch.equal(layer.read(0, 200)[0], before)
 
 
 def test_no_pieces_are_refused():
     with pytest.raises(ValueError, match="no pieces"):
-        _blockwise.attend(torch.ones(1, 1, 1, 8), [], rows=0, scale=1.0)
+        pieces.attend(torch.ones(1, 1, 1, 8), [], rows=0, scale=1.0)
 
 
 def test_with_everything_kept_it_is_the_dense_cache(lab, architecture):

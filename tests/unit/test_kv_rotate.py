@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compresskit_kernels import dispatch
 from compresskit_kernels.kv_decode import quantise_to
+from compresskit_kernels.native import build
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -277,6 +279,22 @@ def test_kept_layers_hold_what_they_were_given():
     keys, values = layer.update(x[..., 7:, :], -x[..., 7:, :])
     assert torch.equal(keys, x)
     assert torch.equal(values, -x)
+
+
+@pytest.mark.skipif(not build.available(), reason=build.reason())
+@pytest.mark.parametrize("kind", ["orthogonal", "hadamard"])
+def test_where_there_are_native_kernels_they_are_what_runs(lab, kind):
+    """A matrix that lies by columns, as QR gives it, once sent every step to the reference."""
+    system = replace(lab.system("llama"), model=deep(1))
+    layer = with_cache(system, rotation=kind).new_cache(9).layers[0]
+    x = rows(64, 9).bfloat16()[:, :1]
+    dispatch.reset()
+    layer.update(x, x)
+    layer.attend(Call(torch.nn.Module(), x[:, :, :1], x, x, None, 1 / 8, {}))
+    ran = dispatch.used()
+    dispatch.reset()
+    assert set(ran) == {"kv_decode", "kv_extend"}
+    assert all(routine.startswith("native") for routines in ran.values() for routine in routines)
 
 
 def test_a_seed_is_a_rotation(lab):

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compresskit import artefact as artefacts
+from compresskit import artefact as artefacts, catalogue, runner
 from compresskit.device import resolve
 from compresskit.measure import clock, machine
 from compresskit.measure.count import counting
 from compresskit.method import AbstractMethod, Context, Placed, Stage
+from compresskit.metrics import METRICS
+from compresskit.record import Record
 from compresskit.spec import ModelSpec, RunSpec
 from compresskit.system import Chunk
 from compresskit.traits import Effects
@@ -87,6 +89,95 @@ def test_a_request_of_one_chunk_has_one_mark() -> None:
         lambda: device.chunks(((0.1, 1),)), synchronize=device.synchronize, clock=device.clock
     )
     assert len(sample.arrivals) == 1
+
+
+def ragged():
+    """Two rows that take 6 tokens each, in different chunks; the second ends one chunk early."""
+    for lengths, drafts in (
+        ([1, 1], ((0, 0), (0, 0))),
+        ([1, 4], ((3, 0), (3, 3))),
+        ([3, 1], ((2, 2), (3, 0))),
+        ([1, 0], ((0, 0), (0, 0))),
+    ):
+        yield Chunk(torch.zeros(2, max(lengths), dtype=torch.long), torch.tensor(lengths), drafts)
+
+
+def test_rows_that_grow_apart_are_not_counted_twice() -> None:
+    """The longest row has 1, 5, 6 and 6 tokens; the longest of each chunk would add up to 9."""
+    sample = clock.trace(ragged, synchronize=lambda: None)
+    assert [arrival.tokens for arrival in sample.arrivals] == [1, 4, 1, 0]
+    ends = clock.span(ragged, synchronize=lambda: None)
+    assert [arrival.tokens for arrival in ends.arrivals] == [1, 5]
+    assert sum(int(chunk.lengths.max()) for chunk in ragged()) == 9
+
+
+@pytest.mark.parametrize("probe", [clock.trace, clock.span])
+def test_single_steps_are_kept_while_a_row_lasts(probe) -> None:
+    sample = probe(ragged, synchronize=lambda: None)
+    assert sample.per_step_drafted == ((0, 3, 2, 0), (0, 3, 3))
+    assert sample.per_step_accepted == ((0, 0, 2, 0), (0, 3, 0))
+    assert (sample.drafted, sample.accepted) == (11, 5)
+
+
+def test_plain_decoding_keeps_no_steps_and_writes_none() -> None:
+    def plain():
+        yield Chunk(torch.zeros(1, 1, dtype=torch.long), torch.tensor([1]))
+
+    sample = clock.trace(plain, synchronize=lambda: None)
+    assert sample.per_step_drafted is sample.parts is None
+    assert not {"per_step_drafted", "per_step_accepted", "parts"} & set(sample.model_dump())
+
+
+def test_parts_wait_for_the_device_at_both_edges() -> None:
+    device = AsyncDevice()
+    parts = clock.Parts(synchronize=device.synchronize, clock=device.clock)
+    device.launch(5.0)
+    for seconds in (0.25, 0.5):
+        with parts.during("verify"):
+            device.launch(seconds)
+        device.launch(1.0)
+    with parts.during("draft"):
+        pass
+    assert parts.stored() == {"verify": (0.25, 0.5), "draft": (0.0,)}
+    assert clock.Parts(synchronize=device.synchronize).stored() is None
+
+
+def test_parts_without_waiting_would_show_nothing() -> None:
+    """Negative control."""
+    device = AsyncDevice()
+    parts = clock.Parts(synchronize=lambda: None, clock=device.clock)
+    with parts.during("verify"):
+        device.launch(0.25)
+    assert parts.stored() == {"verify": (0.0,)}
+
+
+def test_a_run_that_speculates_keeps_its_steps_their_parts_and_the_cost_of_passes() -> None:
+    spec = RunSpec().replace(
+        model={"name": "tiny"},
+        device="cpu",
+        stack=[catalogue.parse_method("speculative/ngram:draft=3").model_dump()],
+        workload={"prompt_tokens": 24, "new_tokens": 12},
+        protocol={"passes": ["latency", "throughput", "memory"], "repeats": 1, "warmups": 0},
+    )
+    record = runner.run(spec)
+    assert record.status == "ok", record.reason
+    done = record.blocks[0].passes
+    (sample,), (whole,) = done.latency.samples, done.throughput[0].samples
+    drafted = sample.per_step_drafted
+    assert sum(drafted[0]) == sample.drafted > 0
+    assert len(drafted[0]) == len(sample.arrivals) == sample.forwards
+    assert {part: len(spent) for part, spent in sample.parts.items()} == {
+        "judge": len(sample.arrivals),
+        "draft": len(sample.arrivals) - 1,
+        "verify": len(sample.arrivals) - 1,
+    }
+    # Single chunks are not timed there, so neither are their parts.
+    assert (whole.per_step_drafted, whole.parts) == (drafted, None)
+    assert done.memory.drafter_bytes > 0
+    assert record.setup.step_costs.widths == (1, 2, 3, 4)
+    for name in ("speedup_predicted", "verify_s", "host_s", "drafter_bytes"):
+        assert METRICS[name].value(record).value is not None
+    assert Record.model_validate_json(record.model_dump_json()) == record
 
 
 def test_the_garbage_collector_is_off_inside_and_as_before_after() -> None:

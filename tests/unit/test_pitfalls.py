@@ -232,7 +232,7 @@ def test_08_a_cache_answers_for_the_model(tiny):
 
 def test_09_random_tokens_or_weights_stand_for_real_ones(tiny):
     """Random ids flatter eviction, experts and speculation; random weights have no quality."""
-    folder = Path(workload.__file__).parent / "assets" / "text"
+    folder = Path(workload.__file__).parents[1] / "assets" / "text"
     natural = " ".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.txt"))
     for ids in workload.prompts(tiny.tokenizer, WorkloadSpec(prompt_tokens=24), 2, 0).ids:
         # Without the ends, where a character may be cut in two.

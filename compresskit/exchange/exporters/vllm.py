@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compresskit.exchange.exporters.served import by_batch
+from compresskit.metrics.acceptance import acceptance
 from compresskit.metrics.formulae import gaps_s, tpot_s
 
 if TYPE_CHECKING:
@@ -111,21 +112,19 @@ def _speculation(served: Served) -> dict[str, Any]:
     """Acceptance over all repetitions; absent, as in vLLM, where nothing was drafted."""
     drafted = sum(one.sample.drafted for one in served.samples)
     accepted = sum(one.sample.accepted for one in served.samples)
-    # Every decode step verifies one draft per row; the first chunk is the prefill's. Without a
-    # mark per chunk the steps are the target's forward passes but for the first.
-    steps = sum(
-        one.batch * ((one.chunks if served.chunked else one.sample.forwards) - 1)
-        for one in served.samples
-    )
-    if not drafted or steps <= 0:
+    if not drafted:
         return {}
-    return {
+    told = {
         "spec_decode_acceptance_rate": 100 * accepted / drafted,
-        "spec_decode_acceptance_length": 1 + accepted / steps,
-        "spec_decode_num_drafts": steps,
         "spec_decode_draft_tokens": drafted,
         "spec_decode_accepted_tokens": accepted,
     }
+    # A record made before single steps were kept does not say which of them drafted anything.
+    found = acceptance(served.samples)
+    if found is not None and (length := found.mean_length()) is not None:
+        told["spec_decode_acceptance_length"] = length
+        told["spec_decode_num_drafts"] = len(found.steps)
+    return told
 
 
 def _date(started_at: str) -> str:

@@ -95,9 +95,9 @@ def _acceptance(one: Fields) -> dict[str, Reading]:
         if rate > 100:
             raise one.wrong(f"spec_decode_acceptance_rate is {rate:g} per cent")
         how = f"{TOOL} (spec_decode_acceptance_rate)"
-        found["acceptance_rate"] = measured("acceptance_rate", rate / 100, how)
+        found["draft_acceptance_rate"] = measured("draft_acceptance_rate", rate / 100, how)
     length = one.positive("spec_decode_acceptance_length")
     if length is not None:
         how = f"{TOOL} (spec_decode_acceptance_length)"
-        found["acceptance_length"] = measured("acceptance_length", length, how)
+        found["mean_acceptance_length"] = measured("mean_acceptance_length", length, how)
     return found

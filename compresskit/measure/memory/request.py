@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit.measure.memory import accounts
@@ -21,6 +22,7 @@ from compresskit.measure.memory.vram import ProcessVram
 from compresskit.measure.memory.watched import DECODE, PREFILL, Caches, watched
 from compresskit.measure.memory.weights import weight_bytes
 from compresskit.record import MemoryPass, Phase, Reading, Unavailable
+from compresskit.system import longest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +58,7 @@ def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -
         weights_bytes=weight_bytes(system.model, system.step),
         parameters=parameters,
         cache_bytes=plain.cache,
+        drafter_bytes=plain.drafter,
         dense_cache=seen.arrivals.dense(system.model.config, plain.tokens),
         moved_bytes=moved_bytes(system.model, plain.traffic, batch=batch),
         operations_per_step=seen.operations,
@@ -82,6 +85,8 @@ class _AsItIs(NamedTuple):
     traffic: dict[str, int]
     """Bytes that a step reads of it, by kind."""
     tokens: int
+    drafter: int | None
+    """Bytes that the drafter of a speculative loop held, where it tells."""
 
 
 def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
@@ -99,14 +104,17 @@ def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
 
         meter.start()
         context = Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now())
-        chunks = caches.chunks(bench, batch)
-        seen = bench.workload.prompt_tokens + int(next(chunks).lengths.max())
+        told: dict[str, int] = {}
+        listening = replace(bench, system=replace(bench.system, tell=told.__setitem__))
+        chunks = caches.chunks(listening, batch)
+        seen = [next(chunks)]
         close(PREFILL)
         # What the prefill has left in the allocator is there while any process decodes.
         meter.start(release=False)
-        for chunk in chunks:
-            seen += int(chunk.lengths.max())
+        seen += chunks
         close(DECODE)
     # The last token has been emitted but never fed back.
     traffic = cache_traffic(*caches.made)
-    return _AsItIs(peaks, slack, context, caches.held(), traffic, seen - 1)
+    tokens = bench.workload.prompt_tokens + longest(seen)[-1] - 1
+    drafter = told.get("drafter_bytes")
+    return _AsItIs(peaks, slack, context, caches.held(), traffic, tokens, drafter)

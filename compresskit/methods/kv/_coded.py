@@ -70,7 +70,42 @@ ROLES = ("codes", "scales", "offsets", "tail")
 NAMES = {side: tuple(named(side, role) for role in ROLES) for side in SIDES}
 
 
-class CodedLayer(Layer):
+class AnsweringLayer(Layer):
+    """A layer that hands out new rows alone and answers attention itself over what it stores."""
+
+    def __init__(self, config: Any) -> None:
+        """Hold nothing yet.
+
+        Args:
+            config: of the model: its attention must be ours, or it would see new rows only.
+        """
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store new rows `[B, K, T, D]`; `get_seq_length()` is the position of the first."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new rows; hand out them alone: `attend` reads the others as they are stored.
+
+        Raises:
+            RunError: the model's attention is not ours and would take the new rows for all.
+        """
+        if self.config._attn_implementation != attention.NAME:
+            raise RunError(
+                f"a cache of codes needs the attention function {attention.NAME!r}, but the model "
+                f"attends with {self.config._attn_implementation!r} now. Do not change the "
+                "attention of a model after a cache method was applied to it."
+            )
+        self.lazy_initialization(key_states, value_states)
+        self.store(key_states, value_states)
+        return hand(self, key_states), value_states
+
+
+class CodedLayer(AnsweringLayer):
     """Append-only codes of keys and values; a subclass encodes.
 
     Tensors (of which a subclass names those that it has): `keys` and `values` (codes), `key_scales`,
@@ -93,19 +128,19 @@ class CodedLayer(Layer):
             },
         }
     )
+
     fused: ClassVar[bool] = True
-    """Whether `kv_decode` may read the codes; off: `read_keys` and `read_values` always."""
+    """Whether `decode` may read the codes; off: `read_keys` and `read_values` always."""
 
     def __init__(self, config: Any, *, keys: Form, values: Form) -> None:
         """Hold nothing yet.
 
         Args:
-            config: of the model: its attention must be ours, or it would see new rows only.
+            config: of the model.
             keys: what the tensors of the keys mean.
             values: as the keys.
         """
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.forms: Mapping[Side, Form] = {"key": keys, "value": values}
 
     @abstractmethod
@@ -123,24 +158,6 @@ class CodedLayer(Layer):
     def turn_back(self, out: torch.Tensor) -> torch.Tensor:
         """Bring `[B, T, H, D]` from the basis that values are stored in to the model's."""
         return out
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new rows; hand out them alone: `attend` reads the others as they are stored.
-
-        Raises:
-            RunError: the model's attention is not ours and would take the new rows for all.
-        """
-        if self.config._attn_implementation != attention.NAME:
-            raise RunError(
-                f"a cache of codes needs the attention function {attention.NAME!r}, but the model "
-                f"attends with {self.config._attn_implementation!r} now. Do not change the "
-                "attention of a model after a cache method was applied to it."
-            )
-        self.lazy_initialization(key_states, value_states)
-        self.store(key_states, value_states)
-        return hand(self, key_states), value_states
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append the codes of new rows."""
@@ -176,15 +193,16 @@ class CodedLayer(Layer):
 
     def attend(self, call: Call) -> torch.Tensor:
         """Attend over all rows as they are stored, those of this pass included: `[B, T, H, D]`."""
-        query = self.turn(call.query)
-        if self.fused and query.dtype in FUSED:
+        if self.fused and call.query.dtype in FUSED:
             readable, mask = _slots_seen(call)
             if readable:
-                out = kv_decode(
-                    query, self.rows("key"), self.rows("value"), mask=mask, scale=call.scale
-                )
-                return self.turn_back(out.transpose(1, 2))
+                return self.decode(call.query, mask, call.scale).transpose(1, 2)
+        query = self.turn(call.query)
         return self.turn_back(self.over_rows(call._replace(query=query)).dense())
+
+    def decode(self, query: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """Attend with a few queries `[B, H, Q, D]`, not turned yet, over the codes; the same shape."""
+        return kv_decode(query, self.rows("key"), self.rows("value"), mask=mask, scale=scale)
 
     def over_rows(self, call: Call) -> Call:
         """The call over all rows as they are stored, in full precision."""

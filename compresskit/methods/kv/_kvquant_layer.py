@@ -3,25 +3,32 @@
     rows   0 1 2 3 4 | 5 6 7 ...
              first       codes, and in every row n numbers as they are: place, number
 
-What one step reads is decoded a stretch of rows at a time, turned to its positions, attended to and
-dropped, so that no full-precision copy of the cache exists while decoding.
+What one step reads is decoded, turned to its positions, attended to and dropped, a tile or a stretch
+of rows at a time (`kv_bare`), so that no full-precision copy of the cache exists while decoding.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from compresskit_kernels.kv_decode import MOST_QUERIES, Kind, Rows, quantise_to
+from compresskit_kernels.kv_bare import (
+    Held,
+    Known,
+    kv_decode_bare,
+    kv_extend_bare,
+    pieces,
+    reference,
+)
+from compresskit_kernels.kv_decode import MOST_QUERIES, Kind
 
 from compresskit.errors import RunError
 from compresskit.hf.cache import TOKENS
-from compresskit.methods.kv import _blockwise
-from compresskit.methods.kv._coded import FUSED, CodedLayer, Form
+from compresskit.methods.kv._coded import FUSED, AnsweringLayer
 from compresskit.methods.kv._evict import refuse_other_masks
-from compresskit.methods.kv._nonuniform import Levels, key_places, value_places, value_range
+from compresskit.methods.kv._nonuniform import Levels, outlier_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,34 +40,25 @@ STRETCH = 1024
 """Rows decoded at a time: 8 heads of 128 in float32 are 4 MiB, about what a core's caches hold."""
 FIRST = ("first_keys", "first_values")
 """Tensors of the first tokens; all others begin after them."""
+CODED = Held._fields[: -len(FIRST)]
+_HELD = attrgetter(*Held._fields)
 
 
-class KVQuantLayer(CodedLayer):
-    """Append-only: a token is coded once, by itself."""
+class KVQuantLayer(AnsweringLayer):
+    """Append-only: a token is coded once, by itself. Its tensors are those of `kv_bare.Held`."""
 
-    tensors = (
-        *("keys", "key_outliers", "key_places", "first_keys"),
-        *("values", "value_scales", "value_offsets", "value_outliers", "value_places"),
-        "first_values",
-    )
+    tensors = Held._fields
     holds = MappingProxyType(
         {
-            **CodedLayer.holds,
-            **dict.fromkeys(("key_outliers", "value_outliers"), "residual"),
-            **dict.fromkeys(FIRST, "residual"),
+            **dict.fromkeys(("keys", "values"), "codes"),
+            **dict.fromkeys(("value_scales", "value_offsets"), "scales"),
+            **dict.fromkeys(("key_outliers", "value_outliers", *FIRST), "residual"),
             **dict.fromkeys(("key_places", "value_places"), "index"),
-            **dict.fromkeys(("levels", "forms", "positions"), "tables"),
+            **dict.fromkeys(("levels", "positions"), "tables"),
         }
     )
-    fused = False
 
-    key_outliers: torch.Tensor
-    key_places: torch.Tensor
     first_keys: torch.Tensor | None
-    value_scales: torch.Tensor
-    value_offsets: torch.Tensor
-    value_outliers: torch.Tensor
-    value_places: torch.Tensor
     first_values: torch.Tensor
 
     def __init__(
@@ -74,76 +72,64 @@ class KVQuantLayer(CodedLayer):
         sink: int,
     ) -> None:
         """Hold nothing yet; see `KVQuant` for the parameters."""
-        kind = cast("Kind", f"int{bits}")
-        super().__init__(
-            config, keys=Form(kind, levels.key_table), values=Form(kind, levels.value_table)
-        )
+        super().__init__(config)
+        self.kind = cast("Kind", f"int{bits}")
         self.levels, self.positions = levels, positions
         self.outliers, self.sink = outliers, sink
+        self._told: tuple[Levels, Known] | None = None
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep the first tokens of the text as they are; code the others."""
-        start = self.get_seq_length()
-        first = max(0, min(self.sink - start, keys.shape[TOKENS]))
+        first = max(0, min(self.sink - self.get_seq_length(), keys.shape[TOKENS]))
         if first:
             self.append(first_keys=keys[..., :first, :], first_values=values[..., :first, :])
         if first == keys.shape[TOKENS]:
             return
         keys, values = keys[..., first:, :], values[..., first:, :]
-        # The model hands out transposed views, which a search for the nearest level would copy.
-        bare, values = self.positions.off(keys, start + first).contiguous(), values.contiguous()
-        z = (bare - self.levels.middle) / self.levels.half
-        key_at, value_at = key_places(z, self.outliers), value_places(values.float(), self.outliers)
-        self.append(
-            key_outliers=bare.gather(-1, key_at).to(keys.dtype),
-            key_places=_stored(key_at, keys.shape[-1]),
-            value_outliers=values.gather(-1, value_at),
-            value_places=_stored(value_at, values.shape[-1]),
-        )
-        self.put(key=self.encode_keys(bare), value=self.encode_values(values))
+        known = self.known()
+        held = self.held() or Held.none(known, keys, self.first_keys, self.first_values)
+        for name, coded in zip(CODED, kv_extend_bare(known, held, keys, values), strict=False):
+            setattr(self, name, coded)
 
-    def put(self, *, key: Rows, value: Rows) -> None:  # type: ignore[override]
-        """Append encoded rows: keys have no scales of their own."""
-        self.append(keys=key.codes, values=value.codes)
-        if value.offsets is not None:
-            self.append(value_scales=value.scales, value_offsets=value.offsets)
+    def known(self) -> Known:
+        """What the kernels are told of this layer: made once for the levels that it has."""
+        levels, rotary = self.levels, self.positions.rotary
+        if self._told is None or self._told[0] is not levels:
+            known = Known(
+                self.kind,
+                levels.key_table,
+                levels.value_table,
+                levels.middle,
+                levels.half,
+                outlier_count(levels.half.shape[-1], self.outliers),
+                None if rotary is None else rotary.frequencies,
+            )
+            self._told = levels, known
+        return self._told[1]
 
-    def encode_keys(self, keys: torch.Tensor) -> Rows:
-        """Code bare keys, float32 `[B, K, T, D]`, in the ranges of their channels."""
-        form, levels = self.forms["key"], self.levels
-        middle, half = levels.middle.expand(keys.shape), levels.half.expand(keys.shape)
-        return quantise_to(keys, form.kind, levels.key_table, half, middle)
-
-    def encode_values(self, values: torch.Tensor) -> Rows:
-        """Code values `[B, K, T, D]`, each row in the range that it has without outliers."""
-        values, form = values.float(), self.forms["value"]
-        offset, scale = value_range(values, value_places(values, self.outliers))
-        rows = quantise_to(values, form.kind, self.levels.value_table, scale, offset)
-        return replace(rows, scales=scale.bfloat16(), offsets=offset.bfloat16())
+    def held(self) -> Held | None:
+        """All rows as they are stored, or None before the first coded one."""
+        if self.keys is None:
+            return None
+        return Held._make(_HELD(self))
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Keys with their positions, and values, float32 `[B, K, n, D]`, in the order of the text."""
-        if self.first_keys is not None:
+        held = self.held()
+        if held is not None:
+            yield from reference.read(self.known(), held, STRETCH)
+        elif self.first_keys is not None:
             yield self.first_keys.float(), self.first_values.float()
-        rows = 0 if self.keys is None else self.keys.shape[TOKENS]
-        for start in range(0, rows, STRETCH):
-            yield self.read(start, min(start + STRETCH, rows))
 
     def read(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One piece: the coded rows start to stop."""
-        at = slice(start, stop)
-        codes = self.keys[..., at, :]
-        shape = (*codes.shape[:TOKENS], stop - start, self.levels.middle.shape[-1])
-        half, middle = self.levels.half.expand(shape), self.levels.middle.expand(shape)
-        bare = Rows(self.forms["key"].kind, codes, half, middle, self.levels.key_table).dequantise()
-        bare.scatter_(-1, self.key_places[..., at, :].long(), self.key_outliers[..., at, :].float())
-        values = self.rows("value").between(start, stop).dequantise()
-        places, outliers = self.value_places[..., at, :], self.value_outliers[..., at, :]
-        values.scatter_(-1, places.long(), outliers.float())
-        return self.positions.on(bare, self._first + start), values
+        held = self.held()
+        if held is None:
+            raise ValueError(f"rows {start} to {stop} of a cache without coded rows.")
+        return held.read(self.known(), start, stop)
 
     def attend(self, call: Call) -> torch.Tensor:
-        """Attend over all rows: up to 8 queries a stretch at a time, more over a copy.
+        """Attend over all rows: up to 8 queries over the codes, more over a copy.
 
         Raises:
             RunError: a row of the batch is padded, or the mask is one of the user's own.
@@ -157,8 +143,14 @@ class KVQuantLayer(CodedLayer):
             ) from error
         few = call.query.shape[TOKENS] <= MOST_QUERIES and call.query.dtype in FUSED
         if few and call.rest.get("position_bias") is None:
-            rows = self.get_seq_length()
-            return _blockwise.attend(call.query, self.pieces(), rows=rows, scale=call.scale)
+            held = self.held()
+            if held is None:
+                rows = self.get_seq_length()
+                return pieces.attend(call.query, self.pieces(), rows=rows, scale=call.scale)
+            found = kv_decode_bare(
+                call.query, self.known(), held, scale=call.scale, stretch=STRETCH
+            )
+            return found.transpose(1, 2)
         keys, values = (torch.cat(part, TOKENS) for part in zip(*self.pieces(), strict=True))
         dtype = call.query.dtype
         return call.over(keys.to(dtype), values.to(dtype)).dense()
@@ -183,8 +175,3 @@ class KVQuantLayer(CodedLayer):
                 beyond = -tokens_to_remove - (coded if name in FIRST else 0)
                 left = max(held.shape[TOKENS] - max(beyond, 0), 0)
                 setattr(self, name, held[..., :left, :])
-
-
-def _stored(places: torch.Tensor, width: int) -> torch.Tensor:
-    """Places in rows of `width` in as few bytes as they fit."""
-    return places.to(torch.uint8 if width <= 256 else torch.int16)

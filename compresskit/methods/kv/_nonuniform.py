@@ -16,6 +16,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from compresskit_kernels.kv_bare.reference import far_from_mean, furthest, positive, row_range
 
 from compresskit.hf.cache import TOKENS, Layer, build_cache
 from compresskit.methods.kv._lloyd import fitted
@@ -122,10 +123,11 @@ def fit(seen: Seen, bits: int, outliers: float) -> Levels:
     low, high = _trimmed(seen.keys, outliers / 2)
     middle, half = (high + low) / 2, positive((high - low) / 2)
     z = (seen.keys - middle) / half
+    apart = outlier_count(z.shape[-1], outliers)
     # An error of z is half a range in the key.
-    key_table = _levels(z, key_places(z, outliers), seen.key_worth * half.square(), bits)
-    places = value_places(seen.values, outliers)
-    offset, scale = value_range(seen.values, places)
+    key_table = _levels(z, furthest(z, apart), seen.key_worth * half.square(), bits)
+    places = far_from_mean(seen.values, outlier_count(seen.values.shape[-1], outliers))
+    offset, scale = row_range(seen.values, places)
     z, worth = (seen.values - offset) / scale, seen.value_worth * scale.square()
     return Levels(key_table, _levels(z, places, worth, bits), middle, half)
 
@@ -146,30 +148,3 @@ def _trimmed(keys: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tens
 def outlier_count(width: int, share: float) -> int:
     """Numbers of a row of `width` that are kept apart."""
     return math.ceil(width * share)
-
-
-def key_places(z: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the numbers lie that are furthest out of their ranges: int64 `[B, K, T, n]`."""
-    return z.abs().topk(outlier_count(z.shape[-1], share), dim=-1).indices
-
-
-def value_places(values: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the numbers lie that are furthest from the mean of their row: int64 `[B, K, T, n]`."""
-    distance = (values - values.mean(-1, keepdim=True)).abs()
-    return distance.topk(outlier_count(values.shape[-1], share), dim=-1).indices
-
-
-def value_range(values: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Middle and half width of each row without its outliers, float32 `[B, K, T, 1]`.
-
-    Both are numbers that bfloat16 has, which is how they are stored.
-    """
-    low = values.scatter(-1, places, torch.inf).amin(-1, keepdim=True)
-    high = values.scatter(-1, places, -torch.inf).amax(-1, keepdim=True)
-    offset, scale = (high + low) / 2, positive((high - low) / 2)
-    return offset.bfloat16().float(), scale.bfloat16().float()
-
-
-def positive(x: torch.Tensor) -> torch.Tensor:
-    """`x`, with the smallest normal number in place of zero: the scale of numbers all equal."""
-    return x.clamp_min(torch.finfo(torch.float32).tiny)

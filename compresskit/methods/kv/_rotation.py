@@ -37,7 +37,8 @@ def _orthogonal(width: int, generator: torch.Generator) -> torch.Tensor:
     normal = torch.randn(width, width, dtype=torch.float64, generator=generator)
     q, r = torch.linalg.qr(normal)
     # QR leaves the signs of the columns to the routine; those of R make the factorisation unique.
-    turned: torch.Tensor = q * r.diagonal().sign()
+    # QR hands out columns; the kernels that read the matrix want rows.
+    turned: torch.Tensor = (q * r.diagonal().sign()).contiguous()
     return turned
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, final
 import torch
 from compresskit_kernels.kv_decode import Kind as CodeKind, Rows, quantise
 from compresskit_kernels.kv_decode.planes import level_codes, pack, packed_width
-from compresskit_kernels.kv_decode.turned import kv_extend_turned, scaled
+from compresskit_kernels.kv_decode.turned import kv_decode_turned, kv_extend_turned, scaled
 from pydantic import Field, JsonValue
 
 from compresskit.errors import Conflict, RunError
@@ -126,6 +126,11 @@ class RotateLayer(CodedLayer):
             SIDES, both.codes.chunk(2), both.scales.chunk(2), strict=True
         ):
             self.put(**{side: replace(both, codes=codes, scales=scales)})
+
+    def decode(self, query: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """As the base class, turning inside."""
+        keys, values = self.rows("key"), self.rows("value")
+        return kv_decode_turned(query, keys, values, self.by, mask=mask, scale=scale)
 
     def turn(self, query: torch.Tensor) -> torch.Tensor:
         """Turn queries as the keys were."""

@@ -12,7 +12,7 @@ biased loop whose greedy output is still right; `compresskit audit` exists to fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +28,15 @@ class Draft(NamedTuple):
 
     q: float `[k, V]` after all filters of the sampling; None when the guess was certain (one-hot).
     parents: index of the token that each one follows, `ROOT` for none, parents before children, no
-    two equal tokens under one parent; None for a chain. Trees are certain: they have no q.
+    two equal tokens under one parent; None for a chain. Trees are certain: they have no q. match:
+    tokens of the text that a lookup went by, 0 where there is no such length; how often drafts of
+    that kind are right may be judged by it.
     """
 
     tokens: list[int]
     q: torch.Tensor | None = None
     parents: list[int] | None = None
+    match: int = 0
 
     def follows(self) -> list[int]:
         """Parent of every token, chains included."""
@@ -45,6 +48,18 @@ class Draft(NamedTuple):
         for parent in self.follows():
             found.append(1 if parent == ROOT else found[parent] + 1)
         return found
+
+    def down_to(self, depth: int) -> Draft:
+        """The tokens at most so deep; in which order they were written does not matter."""
+        if self.parents is None:
+            q = None if self.q is None else self.q[:depth]
+            return self._replace(tokens=self.tokens[:depth], q=q)
+        kept = [place for place, deep in enumerate(self.depths()) if deep <= depth]
+        at = {place: new for new, place in enumerate(kept)} | {ROOT: ROOT}
+        return self._replace(
+            tokens=[self.tokens[place] for place in kept],
+            parents=[at[self.parents[place]] for place in kept],
+        )
 
 
 NOTHING = Draft([])
@@ -80,6 +95,22 @@ class Drafter(Protocol):
         """Guess at most so many tokens deep in each row; nothing is a fine answer."""
 
 
+@runtime_checkable
+class Weighed(Protocol):
+    """A drafter, of a batch or of a row, that can tell what it holds."""
+
+    def memory_bytes(self) -> int | None:
+        """Bytes of its tables, texts and caches; None if a part of it does not tell.
+
+        The weights of a draft model count among the weights, not here.
+        """
+
+
+def memory_bytes(drafter: object) -> int | None:
+    """What a drafter says it holds, or None."""
+    return drafter.memory_bytes() if isinstance(drafter, Weighed) else None
+
+
 class RowDrafter(Protocol):
     """Guesses from one text and nothing else."""
 
@@ -110,3 +141,8 @@ class EachRow:
             row.draft(limit) if limit > 0 else NOTHING
             for row, limit in zip(self.rows, limits, strict=True)
         ]
+
+    def memory_bytes(self) -> int | None:
+        """Of all rows together."""
+        held = [memory_bytes(row) for row in self.rows]
+        return None if None in held else sum(filter(None, held))

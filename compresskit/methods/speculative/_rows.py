@@ -185,4 +185,6 @@ class Rows:
         for row, block in enumerate(blocks):
             for place in range(len(block.tokens), width):
                 new[row, 0, place, place] = True
-        return mask
+        # A cache of fixed size hands out all its slots, used or not.
+        empty = 0 if self.room is None else self.room - mask.shape[-1]
+        return torch.nn.functional.pad(mask, (0, empty))

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from compresskit.methods.speculative._base import Speculative
 from compresskit.methods.speculative._draft import Draft, EachRow
+from compresskit.methods.speculative._held import held_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +59,12 @@ class Lookup:
                 # A match that reaches the end of the text goes on into its own draft: a loop.
                 while len(guess) < min(limit, self.limit):
                     guess.append(guess[len(guess) - period])
-                return Draft(guess)
+                return Draft(guess, match=size)
         return Draft([])
+
+    def memory_bytes(self) -> int:
+        """Of the text and the tables."""
+        return held_bytes(self.text, self.follower)
 
 
 @final
@@ -76,6 +81,7 @@ class NGram(Speculative):
     """
 
     example: ClassVar[Mapping[str, JsonValue]] = {"draft": 4, "max_match": 2}
+    replayable: ClassVar[bool] = True
 
     max_match: int = Field(3, ge=1)
     """Longest n-gram looked up; longer ones are tried first."""

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SPREAD = 4
+"""Longest over shortest step from which on a linear axis would hide the short ones."""
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw a curve document (see `compresskit curve --json`) to `path`.
 
@@ -34,6 +38,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     times.set_ylabel("ms per decode step (median)")
     sizes.set_ylabel("bytes held by the cache (MB)")
     sizes.set_yscale("log")
+    taken = [row["median_seconds"] for at in found["lengths"].values() for row in at.values()]
+    if max(taken) > SPREAD * min(taken):
+        times.set_yscale("log")
     for axes in (times, sizes):
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths])

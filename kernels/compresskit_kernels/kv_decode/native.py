@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import replace
 
 import torch
 
@@ -24,8 +23,8 @@ NEEDS = (
 )
 # Fields as in the sources, 8 bytes each.
 _SIDE = "5q3q3q3q6q"
-_CALL = struct.Struct(f"=4q6q3q1q1d{_SIDE}{_SIDE}")
-_ENCODE = struct.Struct("=7q3q9q2d3q")
+_CALL = struct.Struct(f"=4q6q3q1q1d1q{_SIDE}{_SIDE}")
+_ENCODE = struct.Struct("=7q3q9q2d2q")
 
 
 def supports(q: torch.Tensor, keys: Rows, values: Rows) -> bool:
@@ -55,9 +54,13 @@ def _readable(side: Rows) -> bool:
         and side.dense
         and side.scales.dtype in TYPES
         and (side.offsets is None or side.offsets.dtype is side.scales.dtype)
-        and (side.table is None or side.table.dtype is torch.float32)
+        and _table_readable(side.table)
         and (tail is None or (tail.dtype in TYPES and tail.stride(3) == 1))
     )
+
+
+def _table_readable(table: torch.Tensor | None) -> bool:
+    return table is None or (table.dtype is torch.float32 and table.is_contiguous())
 
 
 def attend(
@@ -69,6 +72,30 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     """As `kv_decode`, without asking `supports` again."""
+    return _attended(q, keys, values, lengths, mask, scale, 0)
+
+
+def attend_turned(
+    q: torch.Tensor,
+    keys: Rows,
+    values: Rows,
+    mask: torch.Tensor | None,
+    scale: float,
+    turn: torch.Tensor,
+) -> torch.Tensor:
+    """As `kv_decode_turned`, without asking whether the kernel reads these tensors."""
+    return _attended(q, keys, values, None, mask, scale, turn.data_ptr())
+
+
+def _attended(
+    q: torch.Tensor,
+    keys: Rows,
+    values: Rows,
+    lengths: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scale: float,
+    turn: int,
+) -> torch.Tensor:
     note(ATTEND)
     batch, heads, queries, width = q.shape
     size = q.element_size()
@@ -79,8 +106,6 @@ def attend(
     if lengths is not None:
         lengths = lengths.to(torch.int64).contiguous()
     strides = q.stride()
-    # Held until the call returns.
-    tables = [None if side.table is None else _sixteen(side.table) for side in (keys, values)]
     call = _CALL.pack(
         q.data_ptr(),
         out.data_ptr(),
@@ -90,8 +115,9 @@ def attend(
         strides[0] * size, strides[1] * size, strides[2] * size,
         TYPES[q.dtype],
         scale,
-        *_fields(keys, tables[0]),
-        *_fields(values, tables[1]),
+        turn,
+        *_fields(keys),
+        *_fields(values),
     )  # fmt: skip
     library = build.load().library
     assert library is not None, "`supports` asked"
@@ -99,8 +125,8 @@ def attend(
     return out.transpose(1, 2)
 
 
-def _fields(side: Rows, table: torch.Tensor | None) -> tuple[int, ...]:
-    codes, scales, tail = side.codes, side.scales, side.tail
+def _fields(side: Rows) -> tuple[int, ...]:
+    codes, scales, tail, table = side.codes, side.scales, side.tail, side.table
     code_strides, scale_strides = codes.stride(), scales.stride()
     size = scales.element_size()
     steps, tail_type = (0, 0, 0), 0
@@ -122,11 +148,6 @@ def _fields(side: Rows, table: torch.Tensor | None) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _sixteen(table: torch.Tensor) -> torch.Tensor:
-    """The table with 16 levels: the kernel loads a whole register."""
-    return table.repeat(16 // table.shape[0]).contiguous()
-
-
 def encodes(old: Rows, x: torch.Tensor, group: int) -> bool:
     """Whether `extend` takes these tensors."""
     return (
@@ -139,6 +160,7 @@ def encodes(old: Rows, x: torch.Tensor, group: int) -> bool:
         and old.scales.dtype in TYPES
         and old.codes.is_contiguous()
         and old.scales.is_contiguous()
+        and _table_readable(old.table)
         and (old.offsets is None or old.offsets.is_contiguous())
         and build.available()
     )
@@ -146,15 +168,16 @@ def encodes(old: Rows, x: torch.Tensor, group: int) -> bool:
 
 def extend(old: Rows, x: torch.Tensor, group: int) -> Rows:
     """As `kv_extend`, without asking `encodes` again."""
-    return _extended(old, x, group, 0, 0, 0)
+    return _extended(old, x, group, 0, 0)
 
 
-def extend_turned(old: Rows, x: torch.Tensor, turn: torch.Tensor, bounds: torch.Tensor) -> Rows:
+def extend_turned(old: Rows, x: torch.Tensor, turn: torch.Tensor) -> Rows:
     """As `kv_extend_turned`, without asking `encodes` again."""
-    return _extended(old, x, x.shape[3], turn.data_ptr(), bounds.data_ptr(), bounds.numel())
+    assert old.table is not None, "asked for"
+    return _extended(old, x, x.shape[3], turn.data_ptr(), old.table.data_ptr())
 
 
-def _extended(old: Rows, x: torch.Tensor, group: int, *table: int) -> Rows:
+def _extended(old: Rows, x: torch.Tensor, group: int, turn: int, table: int) -> Rows:
     note(EXTEND)
     batch, heads, tokens, width = x.shape
     before, dtype = old.coded, old.scales.dtype
@@ -174,12 +197,12 @@ def _extended(old: Rows, x: torch.Tensor, group: int, *table: int) -> Rows:
         batch, heads, before, tokens, width, group,
         TYPES[x.dtype], KINDS[old.kind], TYPES[dtype],
         *_range(dtype),
-        *table,
+        turn, table,
     )  # fmt: skip
     library = build.load().library
     assert library is not None, "`encodes` asked"
     library.compresskit_encode(call)
-    return replace(Rows.of(old.kind, made), table=old.table)
+    return Rows(old.kind, made[0], made[1], made[2] if len(made) > 2 else None, old.table)
 
 
 @functools.cache

@@ -24,9 +24,19 @@ import torch
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("products.cpp", "attention.cpp", "coded_attention.cpp", "encode.cpp")
+    for name in (
+        "products.cpp",
+        "attention.cpp",
+        "coded_attention.cpp",
+        "encode.cpp",
+        "bare_attention.cpp",
+        "bare_encode.cpp",
+    )
 )
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h",))
+HEADERS = tuple(
+    Path(__file__).with_name(name)
+    for name in ("vectors.h", "rows.h", "codes.h", "tiles.h", "coding.h", "bare.h")
+)
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_bf16"})
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 PATIENCE = 120
@@ -49,6 +59,8 @@ class Native:
                 "compresskit_attention": (pointer,),
                 "compresskit_coded_attention": (pointer,),
                 "compresskit_encode": (pointer,),
+                "compresskit_bare_attention": (pointer,),
+                "compresskit_bare_encode": (pointer,),
             }
             for name, arguments in signatures.items():
                 function = getattr(library, name)

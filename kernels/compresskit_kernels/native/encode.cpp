@@ -2,13 +2,7 @@
 //
 // The numbers are those of kv_decode/cache.py: `quantise`, bit by bit (division, rounding to even,
 // scales rounded to their stored type first).
-#include <immintrin.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#include "vectors.h"
+#include "coding.h"
 
 // Every field has 8 bytes: the caller packs them without padding.
 extern "C" struct Encode {
@@ -18,45 +12,11 @@ extern "C" struct Encode {
   int64_t x_batch, x_head, x_row;                   // strides in bytes
   int64_t batch, heads, old, tokens, width, group, type, kind, scale_type;
   double smallest, largest;  // of the scales' type
-  // With a table of levels: rows are turned first, their scale is |x| / sqrt(D), codes count the
-  // `bounds` (halfway between neighbouring levels, rising) below a number.
-  const float *turn, *bounds;  // [D, D], dense; null without a table
-  int64_t between;             // bounds
+  // With a table of levels, rising: rows are turned first, their scale is |x| / sqrt(D).
+  const float *turn, *table;  // [D, D], dense, and 2^bits levels; both or none
 };
 
 namespace {
-
-enum Type : int64_t { F32 = 0, BF16 = 1, F16 = 2 };
-enum Kind : int64_t { INT8 = 0, FP8 = 1, INT4 = 2, INT3 = 3, INT2 = 4 };
-constexpr int MOST = 256;  // D
-
-INLINE __m512 load(const char* p, int64_t type) {
-  if (type == F32) return _mm512_loadu_ps(p);
-  if (type == BF16) return widen(p);
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
-// Store `value` as `type`; return what was stored.
-float put(char* to, float value, int64_t type) {
-  if (type == F32) {
-    memcpy(to, &value, 4);
-    return value;
-  }
-  uint16_t half;
-  float stored;
-  if (type == F16) {
-    half = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
-    stored = _cvtsh_ss(half);
-  } else {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    half = uint16_t(bits >> 16);
-    memcpy(&stored, &bits, 4);
-  }
-  memcpy(to, &half, 2);
-  return stored;
-}
 
 // Bytes of the nearest e4m3 numbers, halves to even, |x| at most 448.
 INLINE __m128i e4m3(__m512 x) {
@@ -123,7 +83,8 @@ void turned(const Encode& e, float* x) {
 }
 
 // Codes of one turned row by the table, one byte each.
-void by_levels(const Encode& e, const float* x, uint8_t* codes, char* scale_to) {
+void by_levels(const Encode& e, const Bounds& bounds, const float* x, uint8_t* codes,
+               char* scale_to) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t d = 0; d < e.width; d += 16) {
     const __m512 part = _mm512_loadu_ps(x + d);
@@ -135,33 +96,7 @@ void by_levels(const Encode& e, const float* x, uint8_t* codes, char* scale_to) 
   const __m512 by = _mm512_set1_ps(scale);
   for (int64_t d = 0; d < e.width; d += 16) {
     const __m512 step = _mm512_div_ps(_mm512_loadu_ps(x + d), by);
-    __m512i code = _mm512_setzero_si512();
-    for (int64_t i = 0; i < e.between; i++) {
-      const __mmask16 above = _mm512_cmp_ps_mask(step, _mm512_set1_ps(e.bounds[i]), _CMP_GT_OQ);
-      code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(1));
-    }
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + d), _mm512_cvtepi32_epi8(code));
-  }
-}
-
-// Put `bits` bits of each code, from bit `below` on, into a plane of D * bits / 8 bytes.
-char* plane(const uint8_t* codes, int64_t width, int bits, int below, char* to) {
-  const int64_t size = width * bits / 8;
-  for (int64_t j = 0; j < size; j++) {
-    int byte = 0;
-    for (int place = 0; place < 8 / bits; place++)
-      byte |= (codes[j + place * size] >> below & ((1 << bits) - 1)) << bits * place;
-    to[j] = char(byte);
-  }
-  return to + size;
-}
-
-void pack(const uint8_t* codes, int64_t width, int64_t kind, char* to) {
-  switch (kind) {
-    case INT4: plane(codes, width, 4, 0, to); break;
-    case INT3: plane(codes, width, 1, 2, plane(codes, width, 2, 0, to)); break;
-    case INT2: plane(codes, width, 2, 0, to); break;
-    default: memcpy(to, codes, width);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + d), bounds.codes(step));
   }
 }
 
@@ -172,6 +107,7 @@ extern "C" void compresskit_encode(const Encode* call) {
   const int64_t bits = e.kind <= FP8 ? 8 : e.kind == INT4 ? 4 : e.kind == INT3 ? 3 : 2;
   const int64_t row = e.width * bits / 8, groups = e.width / e.group;
   const int64_t size = e.scale_type == F32 ? 4 : 2, grid = groups * size, all = e.old + e.tokens;
+  const Bounds bounds(e.table, bits);
   for (int64_t pair = 0; pair < e.batch * e.heads; pair++) {
     char* codes = e.codes + pair * all * row;
     char* scales = e.scales + pair * all * grid;
@@ -188,10 +124,10 @@ extern "C" void compresskit_encode(const Encode* call) {
       float x[MOST];
       uint8_t found[MOST];
       for (int64_t d = 0; d < e.width; d += 16)
-        _mm512_storeu_ps(x + d, load(from + d * (e.type == F32 ? 4 : 2), e.type));
-      if (e.bounds) {
+        _mm512_storeu_ps(x + d, widened16(from + d * (e.type == F32 ? 4 : 2), e.type));
+      if (e.table) {
         turned(e, x);
-        by_levels(e, x, found, scales + at * grid);
+        by_levels(e, bounds, x, found, scales + at * grid);
         pack(found, e.width, e.kind, codes + at * row);
         continue;
       }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def golden(name: str) -> Record:
 
 
 def record_of(
-    *requests: list[tuple[float, int]], prompt: int = 8, batch: int = 1, **sample: int
+    *requests: list[tuple[float, int]], prompt: int = 8, batch: int = 1, **sample: Any
 ) -> Record:
     """The synthetic dense record with other repetitions in its latency pass, and no others."""
     record = golden("dense")

@@ -143,13 +143,25 @@ def test_pytest_benchmark_statistics_match_its_own_class(count):
 
 def test_speculation_is_told_in_vllms_terms():
     """Two steps for 4 tokens, 6 drafted, 2 accepted: a third, and 1 + 2 / 2 tokens a step."""
-    record = record_of(VECTOR_1, drafted=6, accepted=2)
+    steps = {"per_step_drafted": ((0, 3, 3),), "per_step_accepted": ((0, 2, 0),)}
+    record = record_of(VECTOR_1, drafted=6, accepted=2, **steps)
     (served,) = vllm.documents([record])
     assert served["spec_decode_acceptance_rate"] == near(100 / 3)
     assert served["spec_decode_acceptance_length"] == near(2.0)
     assert served["spec_decode_num_drafts"] == 2
     (plain,) = vllm.documents([record_of(VECTOR_1)])
     assert not [key for key in plain if key.startswith("spec_decode")]
+    # Without the steps nobody knows how many of them drafted anything.
+    (older,) = vllm.documents([record_of(VECTOR_1, drafted=6, accepted=2)])
+    assert older["spec_decode_draft_tokens"] == 6
+    assert "spec_decode_num_drafts" not in older
+
+
+def test_a_step_without_a_draft_is_no_draft_to_vllm():
+    steps = {"per_step_drafted": ((0, 0, 3),), "per_step_accepted": ((0, 0, 2),)}
+    (served,) = vllm.documents([record_of(VECTOR_1, drafted=3, accepted=2, **steps)])
+    assert served["spec_decode_num_drafts"] == 1
+    assert served["spec_decode_acceptance_length"] == near(3.0)
 
 
 def test_rows_of_a_batch_are_requests_of_their_own():

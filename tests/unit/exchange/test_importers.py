@@ -107,8 +107,8 @@ def test_vllm_acceptance_is_a_share_here():
         "vllm",
         lambda d: d.update(spec_decode_acceptance_rate=25.0, spec_decode_acceptance_length=2.0),
     )
-    assert value(one, "acceptance_rate") == 0.25
-    assert value(one, "acceptance_length") == 2.0
+    assert value(one, "draft_acceptance_rate") == 0.25
+    assert value(one, "mean_acceptance_length") == 2.0
 
 
 def test_lm_eval():

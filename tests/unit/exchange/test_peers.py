@@ -13,6 +13,8 @@ from rich.console import Console
 from compresskit.errors import RecordError, UsageError
 from compresskit.exchange import formats, peers, table
 from compresskit.exchange.peers import Peer
+from compresskit.record import Measured
+from compresskit.units import Unit
 
 from .conftest import FOREIGN, RECORDS
 
@@ -39,6 +41,13 @@ def test_peers_survive_storing(every, tmp_path):
     found, warnings = peers.find([tmp_path])
     assert warnings == []
     assert {one.model_dump_json() for one in found} == {one.model_dump_json() for one in every}
+
+
+def test_numbers_stored_under_a_former_name_are_found(every, tmp_path):
+    rate = Measured(value=0.25, unit=Unit.RATIO, source="imported: vllm")
+    former = every[0].model_copy(update={"metrics": {"acceptance_rate": rate}})
+    (path,) = peers.save([former], tmp_path)
+    assert peers.load(path).metrics == {"draft_acceptance_rate": rate}
 
 
 def test_an_edited_peer_is_refused(every, tmp_path):

@@ -14,6 +14,13 @@ RAGGED = record_of(
     [(0.11, 1), (0.15, 1), (0.21, 3)],
     [(0.09, 1), (0.16, 2), (0.20, 2)],
 )
+SPECULATED = record_of(
+    [(0.10, 1), (0.14, 3), (0.19, 1)],
+    drafted=5,
+    accepted=2,
+    per_step_drafted=((0, 3, 2),),
+    per_step_accepted=((0, 2, 0),),
+)
 
 
 def back(record, tool: str):
@@ -40,20 +47,21 @@ def prompt_tokens(record) -> int:
     return sum(mark.tokens for mark in record.blocks[0].passes.latency.samples[0].arrivals)
 
 
-@pytest.mark.parametrize("record", [golden("dense"), golden("ngram"), RAGGED])
+@pytest.mark.parametrize("record", [golden("dense"), golden("ngram"), RAGGED, SPECULATED])
 def test_vllm_gives_our_own_times_back(record):
     first, *_ = back(record, "vllm")
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
         ours = METRICS[name].value(record).value
         assert first.metrics[name].value == pytest.approx(ours, rel=1e-12)
-    if "acceptance_rate" in first.metrics:
-        for name in ("acceptance_rate", "acceptance_length"):
+    for name in ("draft_acceptance_rate", "mean_acceptance_length"):
+        if name in first.metrics:
             ours = METRICS[name].value(record).value
             assert first.metrics[name].value == pytest.approx(ours, rel=1e-12)
 
 
 def test_speculation_survives_vllm():
-    assert "acceptance_length" in back(golden("ngram"), "vllm")[0].metrics
+    assert "draft_acceptance_rate" in back(golden("ngram"), "vllm")[0].metrics
+    assert "mean_acceptance_length" in back(SPECULATED, "vllm")[0].metrics
 
 
 def test_a_changed_time_does_not_come_back_unnoticed():
