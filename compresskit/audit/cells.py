@@ -6,8 +6,8 @@
             ├─ b ...
             └─ other
 
-m³ + m² + m + 1 cells at most for three tokens, whatever the vocabulary; all texts of a level are one forward pass of
-the plain model, and `compresskit.sampling.probabilities` filters, as in every loop.
+m³ + m² + m + 1 cells at most for three tokens, whatever the vocabulary; all texts of a level are one
+forward pass of the plain model, and `compresskit.sampling.probabilities` filters, as in every loop.
 """
 
 from __future__ import annotations

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 from compresskit.audit import cells as exactly, prompts as pieces, rule as rules
 from compresskit.audit.answer import loop
-from compresskit.audit.document import Audit
+from compresskit.audit.document import DEEP, SHALLOW, Audit
 from compresskit.audit.greedy import greedy
 from compresskit.audit.sampled import AGAIN, enough, sampled
 from compresskit.audit.stops import stops
-from compresskit.audit.verdict import convincing, suspicious, verdict
+from compresskit.audit.verdict import convincing, idle, suspicious, verdict
 from compresskit.decode import autoregressive
 from compresskit.hf.load import dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from compresskit.audit.answer import Answer
     from compresskit.audit.cells import Cells
-    from compresskit.audit.document import Asked
+    from compresskit.audit.document import Asked, SampledCheck
     from compresskit.method import Progress
     from compresskit.system import System
 
@@ -50,7 +50,7 @@ def laws(plain: System, asked: Asked, prompts: Sequence[Sequence[int]] = ()) -> 
         many = pieces.candidates(plain, asked, pieces.CANDIDATES)
         prompts = pieces.uncertain(plain, many, asked, count)
         prompts = pieces.ragged(prompts) if asked.batch > 1 else prompts
-    return [exactly.exact(plain, prompt, asked.sampling, asked.depth) for prompt in prompts]
+    return [exactly.exact(plain, prompt, asked.sampling, asked.window) for prompt in prompts]
 
 
 def conduct(
@@ -62,7 +62,7 @@ def conduct(
     model: str,
     mode: str = "eager",
     digest: str | None = None,
-    cells: Sequence[Cells] | None = None,
+    law: Callable[[Asked], Sequence[Cells]] | None = None,
     prompts: Sequence[Sequence[int]] = (),
     rule: bool = True,
     identity: bool = True,
@@ -70,7 +70,7 @@ def conduct(
 ) -> Audit:
     """Audit `answer` against `plain`.
 
-    cells: from `laws`, if already computed; prompts: of the greedy part, instead of pieces of the
+    law: gives the cells, instead of `laws`; prompts: of the greedy part, instead of pieces of the
     embedded text. rule: whether the loop goes by our rule of acceptance; identity: whether to
     compare greedy answers and stops.
     """
@@ -98,15 +98,15 @@ def conduct(
         notes.append("greedy and stops: not asked for")
     test = again = None
     if asked.sampling.temperature > 0:
-        law = laws(plain, asked) if cells is None else list(cells)
-        draws = asked.draws or enough(law, asked)
-        tell("sampled", 0, draws)
-        device: torch.device = plain.device.torch
-        first = 1 + asked.seed * 10_000_000
-        test = sampled(answer, law, asked, draws, device, first_seed=first)
-        if suspicious(test, asked) and not convincing(test, asked, dtype):
-            tell("sampled again", 0, AGAIN * draws)
-            again = sampled(answer, law, asked, AGAIN * draws, device, first_seed=first + draws)
+        give = law or (lambda asked: laws(plain, asked))
+        test, again = _drawn(answer, plain, asked, give, dtype, tell)
+        if asked.depth is None and idle(test) and not convincing(test, asked, dtype):
+            notes.append(
+                f"sampled: {SHALLOW} tokens met a draft in {test.touched} of {test.draws} answers, so "
+                f"{DEEP} were taken together"
+            )
+            deeper = asked.model_copy(update={"depth": DEEP})
+            test, again = _drawn(answer, plain, deeper, give, dtype, tell)
     else:
         notes.append("sampled: temperature 0 draws nothing")
     word, reasons = verdict(checked, same, ends, test, again, asked, dtype)
@@ -127,3 +127,24 @@ def conduct(
         verdict=word,
         reasons=tuple(reasons),
     )
+
+
+def _drawn(
+    answer: Answer,
+    plain: System,
+    asked: Asked,
+    law: Callable[[Asked], Sequence[Cells]],
+    dtype: str,
+    tell: Progress,
+) -> tuple[SampledCheck, SampledCheck | None]:
+    """The test, and the second one that an inconclusive suspicion asks for."""
+    cells = law(asked)
+    draws = asked.draws or enough(cells, asked)
+    device: torch.device = plain.device.torch
+    first = 1 + asked.seed * 10_000_000
+    tell("sampled", 0, draws)
+    test = sampled(answer, cells, asked, draws, device, first_seed=first)
+    if not suspicious(test, asked) or convincing(test, asked, dtype):
+        return test, None
+    tell("sampled again", 0, AGAIN * draws)
+    return test, sampled(answer, cells, asked, AGAIN * draws, device, first_seed=first + draws)

@@ -11,6 +11,8 @@ from compresskit.record import Stored
 from compresskit.spec import Frozen, SamplingSpec
 
 SCHEMA = 1
+SHALLOW, DEEP = 3, 6
+"""Tokens taken together, and where these hardly meet a draft."""
 Word = Literal["lossless", "lossy", "inconclusive"]
 
 
@@ -23,9 +25,10 @@ class Asked(Frozen):
     """Rows decoded together; from two on their prompts differ in length."""
     draws: Annotated[int | None, Field(ge=1)] = None
     """Answers drawn; null draws as many as `detect` needs."""
-    depth: Annotated[int, Field(ge=3, le=6)] = 3
+    depth: Annotated[int | None, Field(ge=3, le=6)] = None
     """First tokens of an answer that are taken together. Three show what follows a rejection; more are
-    for drafters that know nothing at first, and tell fewer tokens apart at each place."""
+    for drafters that know nothing at first, and tell fewer tokens apart at each place. Null: three,
+    and six where these hardly meet a draft."""
     prompts: Annotated[int, Field(ge=1)] = 16
     """Prompts of the greedy part."""
     prompt_tokens: Annotated[int, Field(ge=4)] = 12
@@ -40,6 +43,11 @@ class Asked(Frozen):
     power: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Chance of noticing a divergence of `detect`."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def window(self) -> int:
+        """Tokens taken together, to begin with."""
+        return self.depth or SHALLOW
 
 
 class RuleCheck(Stored):
@@ -99,6 +107,8 @@ class SampledCheck(Stored):
     """Drawn answers against exact cells, over all prompts together."""
 
     prompts: tuple[tuple[int, ...], ...]
+    depth: int
+    """First tokens that were taken together."""
     draws: int
     cells: int
     """Cells with a probability, before rare ones were pooled."""

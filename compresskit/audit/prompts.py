@@ -46,7 +46,7 @@ def uncertain(
     with plain.attached():
         logits = plain.step(texts, plain.new_cache(texts.shape[1]))[:, -1]
     p = probabilities(logits, asked.sampling)
-    top = p.topk(min(branches(asked.depth), p.shape[-1])).values
+    top = p.topk(min(branches(asked.window), p.shape[-1])).values
     told = torch.cat((top, (1 - top.sum(-1, keepdim=True)).clamp(min=0)), -1)
     entropy = -torch.xlogy(told, told).sum(-1)
     seen = torch.zeros_like(p).scatter(1, texts, 1.0)

@@ -77,14 +77,14 @@ def sampled(
         turn += asked.batch
         request = request_of(
             [cells[row].prompt for row in rows],
-            NEW[call % len(NEW)] * asked.depth,
+            NEW[call % len(NEW)] * asked.window,
             asked.sampling,
             device,
             seed=first_seed + call,
         )
-        answered = answer(request, asked.depth)
+        answered = answer(request, asked.window)
         for row, tokens in zip(rows, answered.rows, strict=True):
-            if len(tokens) < asked.depth:
+            if len(tokens) < asked.window:
                 raise RunError(
                     f"an answer of {request.max_new_tokens} tokens, without a stop token, has "
                     f"{len(tokens)}: what is audited must not end earlier."
@@ -109,6 +109,7 @@ def _tested(
     weights = [count.total() / draws for count in counts]
     return SampledCheck(
         prompts=tuple(one.prompt for one in cells),
+        depth=asked.window,
         draws=draws,
         cells=sum(chance > 0 for one in cells for chance in one.law.values()),
         chi_square=statistic,

@@ -34,6 +34,11 @@ def convincing(test: SampledCheck, asked: Asked, dtype: str) -> bool:
     return impossible or (test.p is not None and test.p < asked.alpha**2)
 
 
+def idle(test: SampledCheck) -> bool:
+    """Whether hardly an answer met a draft in its first tokens."""
+    return test.touched is not None and test.touched < MET * test.draws
+
+
 def suspicious(test: SampledCheck, asked: Asked) -> bool:
     """Whether these draws look unlike the law."""
     return test.p is not None and test.p < asked.alpha
@@ -134,7 +139,7 @@ def _weak(test: SampledCheck | None, asked: Asked) -> list[str]:
             f"sampled: {test.draws} draws notice a divergence of {test.detectable:.3g} "
             f"with {asked.power:.0%}, and {asked.detect:g} was asked for. Draw more."
         )
-    if test.touched is not None and test.touched < MET * test.draws:
+    if idle(test):
         found.append(
             f"sampled: {test.touched} of {test.draws} answers met a draft in their first tokens, "
             f"fewer than {MET:.0%}. Take more tokens together (--depth), or a drafter that drafts more."

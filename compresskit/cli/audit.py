@@ -35,11 +35,14 @@ def audit(
         typer.Option(help="Chi-square divergence that must be noticed (9 times in 10)."),
     ] = 0.1,
     depth: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=3, max=6, help="First tokens taken together; more for drafters that begin blank."
+            min=3,
+            max=6,
+            help="First tokens taken together. [default: 3; 6 where these hardly meet a draft]",
+            show_default=False,
         ),
-    ] = 3,
+    ] = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Rows decoded together, of different lengths.")
     ] = 1,

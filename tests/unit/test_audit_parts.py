@@ -238,7 +238,7 @@ RULE = RuleCheck(
 EQUAL = GreedyCheck(prompts=4, new_tokens=8, equal=4, drafted=10, accepted=5)
 ENDS = StopCheck(answers=4, inside=2)
 FINE = SampledCheck(
-    prompts=((1, 2),), draws=600, cells=85, chi_square=25, degrees=25, p=0.5, total_variation=0.1,
+    prompts=((1, 2),), depth=3, draws=600, cells=85, chi_square=25, degrees=25, p=0.5, total_variation=0.1,
     noise=0.1, impossible=0, detectable=0.08, touched=500, drafted=900, accepted=300,
 )  # fmt: skip
 

@@ -118,7 +118,7 @@ def audit(plain, prompts, table):
             asked,
             label="planted",
             model="random",
-            cells=known[key],
+            law=lambda asked: known[key],
             prompts=[*prompts, *([word] * 3 for word in range(2))],
             rule=False,
         )
@@ -271,7 +271,7 @@ def lookup(open_stack):
                 asked,
                 label="planted",
                 model="tiny",
-                cells=known[batch],
+                law=lambda asked: known[batch],
                 rule=False,
             )
 
