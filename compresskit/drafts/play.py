@@ -10,7 +10,7 @@ token and never looks at what comes after. So the counts are those of the real m
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compresskit.drafts.trace import Entry
-    from compresskit.method import AbstractMethod, Placed
+    from compresskit.method import AbstractMethod, Load, Placed
 
 UNBOUNDED = 1 << 40
 """Context of a recorded model: whatever was recorded did fit."""
@@ -151,4 +151,4 @@ def _nothing_to_ask() -> Context:
     def refuse(*asked: object) -> NoReturn:
         raise Conflict("a replay has no model to load and no text to calibrate on.")
 
-    return Context(load=refuse, calibration=refuse, seed=0, dtype="float32")
+    return Context(load=cast("Load", refuse), calibration=refuse, seed=0, dtype="float32")
