@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,15 @@ def test_what_cannot_be_replayed_says_why(method, told):
 def test_what_can_be_replayed_is_passed_on():
     (placed,) = catalogue.place([catalogue.parse_method("speculative/suffix:draft=3")])
     assert play.check(placed) == Suffix(draft=3)
+
+
+def test_a_method_that_times_the_model_is_refused(asked, monkeypatch):
+    def timed(self, system, ctx):
+        return replace(system, settle=(lambda finished: finished,))
+
+    monkeypatch.setattr(NGram, "prepare", timed)
+    with pytest.raises(UsageError, match="times the model's step"):
+        play.play(NGram(), [entry for _, entry in asked[1]])
 
 
 # Figures

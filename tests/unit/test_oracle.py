@@ -12,7 +12,7 @@ from compresskit import catalogue, metrics, runner
 from compresskit.decode import pad
 from compresskit.drafts.play import Recording
 from compresskit.errors import SpecError
-from compresskit.methods.speculative.oracle import Oracle
+from compresskit.methods.speculative.oracle import Certain, Oracle
 from compresskit.spec import ModelSpec, RunSpec, SamplingSpec
 from compresskit.system import Request
 from compresskit.traits import Trait
@@ -124,6 +124,12 @@ def test_stop_tokens_of_the_prompt_are_not_drafted(lab):
     # A prompt of nothing else drafts nothing.
     request = lab.request(torch.tensor([[7, 7]]), 5, stop=(7,))
     assert not any(chunk.drafted for chunk in applied.generate(request))
+
+
+def test_a_draft_that_is_cut_short_is_accepted_as_far_as_it_goes():
+    draft = Certain([1, 2, 3, 4])
+    draft.fate = 3
+    assert [draft._replace(tokens=draft.tokens[:n]).fate for n in range(5)] == [0, 1, 2, 3, 3]
 
 
 def test_it_claims_nothing(lab):

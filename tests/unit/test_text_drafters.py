@@ -11,7 +11,7 @@ from compresskit.decode import pad
 from compresskit.errors import InputError, SpecError
 from compresskit.hf.cache import roll_back
 from compresskit.methods.speculative import _base, _rows
-from compresskit.methods.speculative._draft import ROOT, Draft, Evidence
+from compresskit.methods.speculative._draft import NOTHING, ROOT, Draft, Evidence
 from compresskit.methods.speculative._history import History
 from compresskit.methods.speculative._verify import Verdict
 from compresskit.methods.speculative.suffix import HELD, Suffix
@@ -298,13 +298,13 @@ def test_the_table_holds_what_was_said_last():
     drafter.observe([[3]])
     drafter.observe([[1]], Evidence([[3]], say(6, [1, 2]), [[0]]))
     # Of 1 nothing is known yet.
-    assert drafter.draft([9]) == [([], None, None)]
+    assert drafter.draft([9]) == [NOTHING]
     drafter.observe([[3]], Evidence([[1, 4, 2]], say(6, [3, 5], [0, 1], [4, 0]), [[0]]))
     (draft,) = drafter.draft([9])
     assert draft == Draft([1, 2, 3, 5, 4, 0], parents=[ROOT, ROOT, 0, 0, 1, 1])
     # A limit cuts whole levels, an unknown token its own branch.
     assert drafter.draft([1]) == [Draft([1, 2], parents=[ROOT, ROOT])]
-    assert drafter.draft([0]) == [([], None, None)]
+    assert drafter.draft([0]) == [NOTHING]
     drafter.observe([[4]], Evidence([[3]], say(6, [4, 5]), [[0]]))
     assert drafter.draft([9]) == [Draft([0, 1, 3, 5], parents=[ROOT, ROOT, 1, 1])]
 
@@ -324,7 +324,7 @@ def test_a_row_that_has_ended_teaches_nothing():
     drafter = recycler(nodes=2, successors=2, depth=1)
     drafter.observe([[3]])
     drafter.observe([[]], Evidence([[3]], say(6, [1, 2]), [[]]))
-    assert drafter.draft([9]) == [([], None, None)]
+    assert drafter.draft([9]) == [NOTHING]
 
 
 def test_a_vocabulary_smaller_than_the_table_is_wide():
