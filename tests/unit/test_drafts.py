@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -30,7 +29,7 @@ CASES = [
     method(**dict(zip(grid, values, strict=True)))
     for method, grid in GRIDS.items()
     for values in itertools.product(*grid.values())
-]
+] + [method(length="adaptive", costs="flat") for method in GRIDS]
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +98,9 @@ def test_what_can_be_replayed_is_passed_on():
     assert play.check(placed) == Suffix(draft=3)
 
 
-def test_a_method_that_times_the_model_is_refused(asked, monkeypatch):
-    def timed(self, system, ctx):
-        return replace(system, settle=(lambda finished: finished,))
-
-    monkeypatch.setattr(NGram, "prepare", timed)
+def test_a_method_that_times_the_model_is_refused(asked):
     with pytest.raises(UsageError, match="times the model's step"):
-        play.play(NGram(), [entry for _, entry in asked[1]])
+        play.play(NGram(length="adaptive"), [entry for _, entry in asked[1]])
 
 
 # Figures

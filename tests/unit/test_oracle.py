@@ -13,6 +13,7 @@ from compresskit.decode import pad
 from compresskit.drafts.play import Recording
 from compresskit.errors import SpecError
 from compresskit.methods.speculative.oracle import Certain, Oracle
+from compresskit.metrics.speculation import lossless
 from compresskit.spec import ModelSpec, RunSpec, SamplingSpec
 from compresskit.system import Request
 from compresskit.traits import Trait
@@ -138,6 +139,8 @@ def test_it_claims_nothing(lab):
     assert Oracle().apply(lab.system("llama"), None).synthetic == "synthetic acceptance"
     with pytest.raises(SpecError, match="accept: oracle accepts at its own rate"):
         Oracle.decode({"accept": "typical"}, where="speculative/oracle")
+    with pytest.raises(SpecError, match="length: what is not drafted has no fate"):
+        Oracle.decode({"length": "adaptive"}, where="speculative/oracle")
     with pytest.raises(SpecError, match="rate"):
         Oracle.decode({"rate": 1.1}, where="speculative/oracle")
 
@@ -153,9 +156,11 @@ def test_its_record_has_speed_and_no_quality():
     )
     record = runner.run(spec)
     assert record.status == "ok"
+    assert lossless(record)[0] == "none"
+    assert lossless(record.model_copy(update={"facts": {}}))[0] == "exact"
     assert record.facts["synthetic"] == "synthetic acceptance"
     assert record.quality.notes == ("quality: unavailable, synthetic acceptance",)
-    assert metrics.METRICS["acceptance_rate"].value(record).value == 1.0
+    assert metrics.METRICS["draft_acceptance_rate"].value(record).value == 1.0
     for name in ("perplexity", "kl_mean_nats", "greedy_exact_match"):
         reading = metrics.METRICS[name].value(record)
         assert reading.kind == "unavailable"

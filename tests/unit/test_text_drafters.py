@@ -14,7 +14,7 @@ from compresskit.methods.speculative import _base, _rows
 from compresskit.methods.speculative._draft import NOTHING, ROOT, Draft, Evidence
 from compresskit.methods.speculative._history import History
 from compresskit.methods.speculative._verify import Verdict
-from compresskit.methods.speculative.suffix import HELD, Suffix
+from compresskit.methods.speculative.suffix import HELD, Suffix, SuffixRow
 from compresskit.methods.speculative.token_recycling import (
     Recycler,
     Table,
@@ -348,6 +348,33 @@ def test_the_table_is_told_in_bytes(lab):
     list(shared.generate(lab.request(lab.prompt(5), 8)))
     (table,) = shared.held.values()
     assert table.rows.nbytes == shared.facts["recycling_table"]["bytes"]
+
+
+@pytest.mark.parametrize("name", ["suffix", "recycling"])
+def test_drafters_tell_what_they_hold(lab, name):
+    told = []
+    system = replace(lab.system("llama"), tell=lambda name, value: told.append((name, value)))
+    applied = METHODS[name].apply(system, None)
+    list(applied.generate(lab.request(lab.prompt(40), 20)))
+    ((what, held),) = told
+    assert what == "drafter_bytes"
+    if name == "recycling":
+        assert held == applied.facts["recycling_table"]["bytes"]
+    else:
+        assert 59 * 300 < held < 60 * 900
+
+
+def test_a_shared_history_is_not_counted_as_nothing(lab):
+    told = []
+    system = replace(lab.system("llama"), tell=lambda name, value: told.append(value))
+    list(METHODS["suffix, shared"].apply(system, None).generate(lab.request(lab.prompt(9), 9)))
+    assert told == []
+
+
+def test_a_match_says_how_long_it_was():
+    row = SuffixRow(Suffix(), None)
+    row.observe([1, 2, 3, 4, 9, 2, 3])
+    assert row.draft(9) == Draft([4, 9], match=2)
 
 
 def test_a_shared_table_is_faster_the_second_time(lab):

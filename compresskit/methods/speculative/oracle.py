@@ -128,6 +128,11 @@ class Oracle(Speculative):
             raise ValueError(
                 f"accept: oracle accepts at its own rate, so {self.accept!r} says nothing; leave it out"
             )
+        if self.length != "fixed":
+            raise ValueError(
+                "length: what is not drafted has no fate, so an adaptive length would learn nothing from "
+                "oracle; set draft instead"
+            )
         return self
 
     def effects(self) -> Effects:
