@@ -58,7 +58,11 @@ def check(placed: Placed) -> Speculative:
 
 
 def play(method: Speculative, entries: Sequence[Entry]) -> list[Steps]:
-    """Answer all requests in their order, one at a time, with one applied `method`."""
+    """Answer all requests in their order, one at a time, with one applied `method`.
+
+    Raises:
+        UsageError: the method wants to try the model's step first, which a recording does not have.
+    """
     codes = {
         token: code
         for code, token in enumerate(
@@ -67,6 +71,11 @@ def play(method: Speculative, entries: Sequence[Entry]) -> list[Steps]:
     }
     recording = Recording(len(codes))
     system = method.apply(recording.system(), _nothing_to_ask())
+    if system.settle:
+        raise UsageError(
+            f"{type(method).__name__} times the model's step before it drafts, and a recording takes no "
+            "time. Replay it with costs that are given, not probed."
+        )
     return [_one(system, recording, entry, codes) for entry in entries]
 
 

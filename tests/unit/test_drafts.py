@@ -29,7 +29,7 @@ CASES = [
     method(**dict(zip(grid, values, strict=True)))
     for method, grid in GRIDS.items()
     for values in itertools.product(*grid.values())
-]
+] + [method(length="adaptive", costs="flat") for method in GRIDS]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,11 @@ def test_what_cannot_be_replayed_says_why(method, told):
 def test_what_can_be_replayed_is_passed_on():
     (placed,) = catalogue.place([catalogue.parse_method("speculative/suffix:draft=3")])
     assert play.check(placed) == Suffix(draft=3)
+
+
+def test_a_method_that_times_the_model_is_refused(asked):
+    with pytest.raises(UsageError, match="times the model's step"):
+        play.play(NGram(length="adaptive"), [entry for _, entry in asked[1]])
 
 
 # Figures
