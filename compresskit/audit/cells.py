@@ -1,4 +1,4 @@
-"""Exact probabilities of the first three tokens, in a tree of the model's own.
+"""Exact probabilities of the first tokens, in a tree of the model's own.
 
     prompt ─┬─ a ─┬─ aa ─┬─ aaa, aab, ... other       the `branches` most likely tokens at each place
             │     ├─ ab ...                            and one cell for all the others
@@ -6,7 +6,7 @@
             ├─ b ...
             └─ other
 
-m³ + m² + m + 1 cells at most, whatever the vocabulary; all texts of a level are one forward pass of
+m³ + m² + m + 1 cells at most for three tokens, whatever the vocabulary; all texts of a level are one forward pass of
 the plain model, and `compresskit.sampling.probabilities` filters, as in every loop.
 """
 
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from compresskit.spec import SamplingSpec
     from compresskit.system import System
 
-DEPTH = 3
-"""Tokens taken together: drafted, rejected, and what follows a rejection."""
-BRANCHES = 4
+LEAVES = 81
+"""Texts told apart at most: 4 branches for three tokens, 3 for four, 2 for five and six."""
 OTHER = -1
 _ROWS = 64
 """Texts of one forward pass."""
@@ -35,40 +34,48 @@ Key = tuple[int, ...]
 
 
 class Cells(NamedTuple):
-    """The law of `DEPTH` tokens after `prompt`: cell -> probability.
+    """The law of the first `depth` tokens after `prompt`: cell -> probability.
 
-    A cell is `DEPTH` tokens, or fewer of which the last is `OTHER`.
+    A cell is `depth` tokens, or fewer of which the last is `OTHER`.
     """
 
     prompt: tuple[int, ...]
     law: Mapping[Key, float]
     children: Mapping[Key, frozenset[int]]
     """Beginning of a text -> its tokens with branches of their own."""
+    depth: int = 3
 
     def cell(self, answer: Sequence[int]) -> Key:
-        """Where the first `DEPTH` tokens of `answer` belong."""
+        """Where the first `depth` tokens of `answer` belong."""
         key: Key = ()
-        for token in answer[:DEPTH]:
+        for token in answer[: self.depth]:
             if token not in self.children[key]:
                 return (*key, OTHER)
             key = (*key, token)
         return key
 
 
+def branches(depth: int) -> int:
+    """Tokens told apart at each of `depth` places.
+
+    >>> [branches(depth) for depth in (3, 4, 5, 6)]
+    [4, 3, 2, 2]
+    """
+    return max(2, int(LEAVES ** (1 / depth) + 1e-9))
+
+
 @torch.inference_mode()
-def exact(
-    plain: System, prompt: Sequence[int], sampling: SamplingSpec, branches: int = BRANCHES
-) -> Cells:
+def exact(plain: System, prompt: Sequence[int], sampling: SamplingSpec, depth: int = 3) -> Cells:
     """Enumerate the tree by forward passes of `plain`; sampling needs a temperature above 0."""
     law: dict[Key, float] = {}
     children: dict[Key, frozenset[int]] = {}
     level: dict[Key, float] = {(): 1.0}
     with plain.attached():
-        for _ in range(DEPTH):
+        for _ in range(depth):
             rows = _next(plain, prompt, list(level), sampling)
             grown: dict[Key, float] = {}
             for (key, before), row in zip(level.items(), rows, strict=True):
-                top, tokens = row.topk(min(branches, len(row)))
+                top, tokens = row.topk(min(branches(depth), len(row)))
                 kept = [
                     (token, chance)
                     for token, chance in zip(tokens.tolist(), top.tolist(), strict=True)
@@ -81,7 +88,7 @@ def exact(
                 rest = row.index_fill(0, tokens, 0.0).sum()
                 law[*key, OTHER] = before * float(rest)
             level = grown
-    return Cells(tuple(prompt), {**law, **level}, children)
+    return Cells(tuple(prompt), {**law, **level}, children, depth)
 
 
 def _next(

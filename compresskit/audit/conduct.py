@@ -41,16 +41,16 @@ def laws(plain: System, asked: Asked, prompts: Sequence[Sequence[int]] = ()) -> 
     """The exact cells that answers are tested against; none at temperature 0.
 
     prompts: what to draw from, instead of the most uncertain pieces of the embedded text. Cells
-    depend on the model, the sampling, the batch and the seed alone, so several loops can share them.
+    depend on the model, the sampling, the batch, the depth and the seed alone, so several loops can share them.
     """
     if asked.sampling.temperature == 0:
         return []
     count = min(asked.batch, pieces.SAMPLED)
     if not prompts:
         many = pieces.candidates(plain, asked, pieces.CANDIDATES)
-        prompts = pieces.uncertain(plain, many, asked.sampling, count)
+        prompts = pieces.uncertain(plain, many, asked, count)
         prompts = pieces.ragged(prompts) if asked.batch > 1 else prompts
-    return [exactly.exact(plain, prompt, asked.sampling) for prompt in prompts]
+    return [exactly.exact(plain, prompt, asked.sampling, asked.depth) for prompt in prompts]
 
 
 def conduct(

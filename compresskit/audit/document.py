@@ -23,6 +23,9 @@ class Asked(Frozen):
     """Rows decoded together; from two on their prompts differ in length."""
     draws: Annotated[int | None, Field(ge=1)] = None
     """Answers drawn; null draws as many as `detect` needs."""
+    depth: Annotated[int, Field(ge=3, le=6)] = 3
+    """First tokens of an answer that are taken together. Three show what follows a rejection; more are
+    for drafters that know nothing at first, and tell fewer tokens apart at each place."""
     prompts: Annotated[int, Field(ge=1)] = 16
     """Prompts of the greedy part."""
     prompt_tokens: Annotated[int, Field(ge=4)] = 12

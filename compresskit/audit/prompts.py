@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compresskit import workload
-from compresskit.audit.cells import BRANCHES
+from compresskit.audit.cells import branches
 from compresskit.sampling import probabilities
 from compresskit.spec import WorkloadSpec
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compresskit.audit.document import Asked
-    from compresskit.spec import SamplingSpec
     from compresskit.system import System
 
 CANDIDATES = 64
@@ -40,14 +39,14 @@ def candidates(system: System, asked: Asked, count: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def uncertain(
-    plain: System, pieces: Sequence[Sequence[int]], sampling: SamplingSpec, count: int
+    plain: System, pieces: Sequence[Sequence[int]], asked: Asked, count: int
 ) -> list[list[int]]:
     """The `count` best of `pieces` (of equal lengths), best first."""
     texts = torch.tensor([list(piece) for piece in pieces], device=plain.device.torch)
     with plain.attached():
         logits = plain.step(texts, plain.new_cache(texts.shape[1]))[:, -1]
-    p = probabilities(logits, sampling)
-    top = p.topk(min(BRANCHES, p.shape[-1])).values
+    p = probabilities(logits, asked.sampling)
+    top = p.topk(min(branches(asked.depth), p.shape[-1])).values
     told = torch.cat((top, (1 - top.sum(-1, keepdim=True)).clamp(min=0)), -1)
     entropy = -torch.xlogy(told, told).sum(-1)
     seen = torch.zeros_like(p).scatter(1, texts, 1.0)

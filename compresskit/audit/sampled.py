@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit.audit import power
 from compresskit.audit.answer import request_of
-from compresskit.audit.cells import DEPTH
 from compresskit.audit.document import SampledCheck
 from compresskit.errors import RunError
 
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
     from compresskit.audit.document import Asked
 
 RARE = 5
-NEW = (2 * DEPTH, DEPTH)
-"""Tokens asked for, in turn; answers are left off after `DEPTH`. The longer ones leave room for long
-drafts; the shorter ones for one drafted token, so that what follows an accepted draft is looked at."""
+NEW = (2, 1)
+"""Tokens asked for, in turn, in times of the depth; answers are left off after it. The longer ones
+leave room for long drafts; the shorter ones for short ones, so that what follows a draft that is
+accepted whole is looked at too."""
 LEAST = 600
 """Fewest draws, unless told otherwise: fewer leave too few cells unpooled."""
 AGAIN = 4
@@ -77,14 +77,14 @@ def sampled(
         turn += asked.batch
         request = request_of(
             [cells[row].prompt for row in rows],
-            NEW[call % len(NEW)],
+            NEW[call % len(NEW)] * asked.depth,
             asked.sampling,
             device,
             seed=first_seed + call,
         )
-        answered = answer(request, DEPTH)
+        answered = answer(request, asked.depth)
         for row, tokens in zip(rows, answered.rows, strict=True):
-            if len(tokens) < DEPTH:
+            if len(tokens) < asked.depth:
                 raise RunError(
                     f"an answer of {request.max_new_tokens} tokens, without a stop token, has "
                     f"{len(tokens)}: what is audited must not end earlier."

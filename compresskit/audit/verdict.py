@@ -137,7 +137,7 @@ def _weak(test: SampledCheck | None, asked: Asked) -> list[str]:
     if test.touched is not None and test.touched < MET * test.draws:
         found.append(
             f"sampled: {test.touched} of {test.draws} answers met a draft in their first tokens, "
-            f"fewer than {MET:.0%}. Use other prompts, or a drafter that drafts more."
+            f"fewer than {MET:.0%}. Take more tokens together (--depth), or a drafter that drafts more."
         )
     return found
 

@@ -34,6 +34,12 @@ def audit(
         float,
         typer.Option(help="Chi-square divergence that must be noticed (9 times in 10)."),
     ] = 0.1,
+    depth: Annotated[
+        int,
+        typer.Option(
+            min=3, max=6, help="First tokens taken together; more for drafters that begin blank."
+        ),
+    ] = 3,
     batch: Annotated[
         int, typer.Option(min=1, help="Rows decoded together, of different lengths.")
     ] = 1,
@@ -87,7 +93,7 @@ def audit(
     asked = Asked.decode(
         {
             "sampling": sampling, "batch": batch, "draws": draws, "prompts": prompts,
-            "detect": detect, "seed": seed,
+            "detect": detect, "depth": depth, "seed": seed,
         },
         where="command line",
     )  # fmt: skip

@@ -38,6 +38,7 @@ def render(found: Audit, console: Console) -> None:
 
 
 def _rows(found: Audit) -> Iterator[tuple[str, str, str]]:
+    asked = found.asked
     if (rule := found.rule) is not None:
         worst = max(rule.identity_error, rule.chain_error, rule.tree_error)
         yield (
@@ -59,18 +60,18 @@ def _rows(found: Audit) -> Iterator[tuple[str, str, str]]:
             "all end in the right place" if not stops.wrong else "not all end in the right place",
         )
     if found.sampled is not None:
-        yield _sampled("sampled", found.sampled)
+        yield _sampled("sampled", found.sampled, asked.depth)
     if found.again is not None:
-        yield _sampled("again", found.again)
+        yield _sampled("again", found.again, asked.depth)
 
 
-def _sampled(name: str, test: SampledCheck) -> tuple[str, str, str]:
+def _sampled(name: str, test: SampledCheck, depth: int) -> tuple[str, str, str]:
     p = "no p" if test.p is None else f"p {test.p:.2g}"
     seen = "nothing" if test.detectable is None else f"a divergence of {test.detectable:.3g}"
     impossible = f", {test.impossible} impossible" if test.impossible else ""
     return (
         name,
-        f"{test.draws} draws, first three tokens, {test.cells} cells"
+        f"{test.draws} draws, first {depth} tokens, {test.cells} cells"
         f"{_drafts(test.drafted, test.accepted)}",
         f"chi-square {test.chi_square:.1f} on {test.degrees}, {p}, total variation "
         f"{test.total_variation:.3f} (noise {test.noise:.3f}){impossible}; can see {seen}",

@@ -59,19 +59,20 @@ def plain(lab):
         SamplingSpec(temperature=1.3, top_k=5, top_p=0.9, min_p=0.02),
     ],
 )
-def test_cells_are_the_sum_of_their_texts(lab, plain, sampling):
+@pytest.mark.parametrize(("depth", "most"), [(3, 64 + 16 + 4 + 1), (4, 81 + 27 + 9 + 3 + 1)])
+def test_cells_are_the_sum_of_their_texts(lab, plain, sampling, depth, most):
     prompt = lab.prompt(5, vocabulary=V, seed=2)
-    cells = exact(plain, prompt[0].tolist(), sampling, branches=3)
-    texts = list(itertools.product(range(V), repeat=3))
+    cells = exact(plain, prompt[0].tolist(), sampling, depth)
+    texts = list(itertools.product(range(V), repeat=depth))
     rows = torch.cat((prompt.expand(len(texts), -1), torch.tensor(texts)), -1)
     with torch.inference_mode():
-        logits = plain.step(rows, plain.new_cache(0), keep=4)[:, :-1]
+        logits = plain.step(rows, plain.new_cache(0), keep=depth + 1)[:, :-1]
     p = probabilities(logits, sampling).double()
     chances = p.gather(-1, torch.tensor(texts).unsqueeze(-1)).squeeze(-1).prod(-1).tolist()
     summed: Counter[tuple[int, ...]] = Counter()
     for text, chance in zip(texts, chances, strict=True):
         summed[cells.cell(text)] += chance
-    assert len(cells.law) <= 27 + 9 + 3 + 1
+    assert len(cells.law) <= most
     assert sum(cells.law.values()) == pytest.approx(1, abs=1e-9)
     assert dict(cells.law) == pytest.approx({key: summed[key] for key in cells.law}, abs=1e-6)
     # What a filter rules out has no chance at all, not a small one.
