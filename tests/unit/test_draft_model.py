@@ -12,7 +12,9 @@ from scipy import stats
 
 from compresskit.decode import pad
 from compresskit.errors import Conflict, InputError
-from compresskit.hf.cache import cache_bytes
+from compresskit.hf.cache import cache_bytes, static
+from compresskit.hf.step import eager_step
+from compresskit.hf.view import keeping
 from compresskit.measure.memory.weights import weight_bytes
 from compresskit.method import Context
 from compresskit.methods.speculative._model_drafter import ModelDrafter
@@ -434,3 +436,41 @@ def test_a_quantised_draft_keeps_the_targets_tokens(open_stack, lab):
         kinds = {type(module).__name__ for module in draft.model.modules()}
         assert "PackedLinear" in kinds
         assert lab.rows(opened.system.generate(lab.request(tokens, 20))) == plain
+
+
+def fixed(system):
+    """As compiled, but for the compiler: preallocated caches, and passes of a few widths only."""
+    config, widths = system.model.config, set(system.widths)
+
+    def step(tokens, cache, **options):
+        if cache.get_seq_length():
+            assert tokens.shape[1] in widths
+        if options.get("mask") is not None and cache.get_seq_length():
+            room = cache.get_max_length() - options["mask"].shape[-1]
+            options["mask"] = torch.nn.functional.pad(options["mask"], (0, room))
+        return system.step(tokens, cache, **options)
+
+    return replace(
+        system, step=step, new_cache=lambda size: static(config, size), fixed_widths=True
+    )
+
+
+@pytest.mark.parametrize("options", [{"draft": 3}, {"draft": 3, "branches": 2}, {"draft": 1}])
+def test_fixed_shapes_give_the_same_steps(lab, options):
+    """Compiled modes fill blocks up to the widths that they have graphs for, in the draft as well."""
+    system = lab.system("llama", double=True)
+    helper = replace(system, model=keeping(system.model, [0]))
+    helper = replace(helper, step=eager_step(helper.model))
+    context = Context(
+        load=lambda *_: helper, calibration=None, seed=0, dtype="float32", finish=fixed
+    )
+    helped = DraftModel(**options).apply(system, context)
+    assert helped.drafts[-1].fixed_widths
+    rows = [lab.prompt(n, seed=n)[0].tolist() for n in (3, 9, 20)]
+    tokens, mask = pad(rows, device=torch.device("cpu"))
+    for request in (lab.request(tokens, 20, mask=mask), lab.request(tokens[-1:], 20)):
+        plain = ask(lab, system, request)[1]
+        chunks, answers = ask(lab, fixed(helped), request)
+        assert answers == plain
+        free = drafted(system, viewed(system, [0]), **options)
+        assert [c.drafts for c in chunks] == [c.drafts for c in ask(lab, free, request)[0]]
