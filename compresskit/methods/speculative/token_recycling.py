@@ -168,7 +168,13 @@ class TokenRecycling(Speculative):
     on the host, and the top `successors` logits of every token of each pass.
     """
 
-    example: ClassVar[Mapping[str, JsonValue]] = {"draft": 4, "nodes": 16, "successors": 4}
+    # Shared, or a short answer to a new prompt would hardly meet a draft.
+    example: ClassVar[Mapping[str, JsonValue]] = {
+        "draft": 4,
+        "nodes": 16,
+        "successors": 4,
+        "shared": True,
+    }
     trees: ClassVar[bool] = True
 
     nodes: int = Field(60, ge=1)
