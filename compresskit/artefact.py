@@ -10,7 +10,7 @@ import gc
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -163,7 +163,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         notify("apply", plan.spec.label())
         applied_from = time.perf_counter()
         calibrated: list[int] = []
-        probed: list[StepCosts] = []
+        probed: list[_Probed] = []
         context = _context(plan, bare, models, calibrated, probed, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
         for prepare in system.settle:
@@ -173,14 +173,25 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         applied_at = time.perf_counter()
         setting_up.close()
         phases["compress"] = books.phase(meter.read(), system.model, system.step)
+        # A probe of compiled steps builds them, which takes many times as long as timing them.
+        compiled = plan.spec.engine.mode == "compiled" and bool(probed)
+        building = sum(one.seconds for one in probed) if compiled else 0.0
         setup = Setup(
             load_seconds=loaded_at - began,
-            apply_seconds=applied_at - applied_from,
+            apply_seconds=applied_at - applied_from - building,
+            compile_seconds=building if compiled else None,
             calibration_tokens=sum(calibrated),
             energy=drawn.stored().reading,
-            step_costs=probed[-1] if probed else None,
+            step_costs=probed[-1].costs if probed else None,
         )
         yield Opened(system, setup, phases, parameters, traits)
+
+
+class _Probed(NamedTuple):
+    """Costs of steps, and the seconds that it took to find them."""
+
+    costs: StepCosts
+    seconds: float
 
 
 def _context(
@@ -188,7 +199,7 @@ def _context(
     bare: System,
     models: ExitStack,
     calibrated: list[int],
-    probed: list[StepCosts],
+    probed: list[_Probed],
     notify: Notify,
 ) -> Context:
     def load_other(
@@ -213,8 +224,10 @@ def _context(
 
     def step_cost(system: System) -> Costs:
         notify("apply", "costs of a step")
-        probed.append(step_cost_probe.probe(system, _trial_request(plan, system), trial=True))
-        return costs_of(probed[-1])
+        began = time.perf_counter()
+        found = step_cost_probe.probe(system, _trial_request(plan, system), trial=True)
+        probed.append(_Probed(found, time.perf_counter() - began))
+        return costs_of(found)
 
     context = Context(
         load=load_other,

@@ -422,14 +422,15 @@ class Setup(Stored):
     load_seconds: float
     apply_seconds: float
     compile_seconds: float | None = None
-    """Duration of the first decode step in compiled mode."""
+    """Duration of what builds the compiled steps: the first request that is decoded."""
     energy: Reading = Unavailable(reason="not measured")
     """Joules of loading and compressing."""
     calibration_tokens: int | None = None
     """Tokens that the methods asked for to calibrate; null in records older than schema 2."""
     step_costs: Annotated[StepCosts | None, Field(exclude_if=lambda one: one is None)] = None
     """What passes of several tokens cost, where the stack speculates. Probed before the speed passes;
-    an adaptive draft length needs them at set-up, and then they are part of `apply_seconds`."""
+    an adaptive draft length needs them at set-up, and then they are part of `apply_seconds`, or, where
+    steps are compiled for them, of `compile_seconds`."""
 
 
 class Git(Stored):

@@ -122,7 +122,9 @@ def _measured(
         seed=spec.seed,
         tick=notify,
     )
-    compiled = _warm_compile(bench) if spec.engine.mode == "compiled" else None
+    compiled = None
+    if spec.engine.mode == "compiled":
+        compiled = _warm_compile(bench) + (artefact.setup.compile_seconds or 0.0)
     before = environment.now()
     dispatch.reset()
     # A simulated saving has no speed to show, so none is measured.

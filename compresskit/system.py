@@ -152,8 +152,8 @@ class System:
     during: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
     """Entered around each part of a step of a loop that has parts (draft, verify, judge): whoever
     measures puts a clock here, the loop knows none."""
-    tell: Callable[[str, int], None] = lambda name, value: None
-    """Told what a loop held when it ended (drafter_bytes): whoever measures listens here."""
+    tell: Callable[[str, int], None] | None = None
+    """Told what a loop held when it ended (drafter_bytes), if anybody listens: counting takes time."""
     drafts: tuple[System, ...] = ()
     """Systems that guess for this one (a smaller model, a view of its layers), the newest last: what
     they hold belongs to this one's accounts."""

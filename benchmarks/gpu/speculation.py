@@ -63,7 +63,7 @@ def suite(name: str, model: str, size: Size, texts: list[str], variants: list[st
             f"new_tokens = {size.new}",
             f"batch_sizes = [{batches}]",
             "[protocol]",
-            'passes = ["latency", "throughput", "memory", "energy", "speculation"]',
+            'passes = ["latency", "throughput", "memory", "energy"]',
             f"repeats = {size.repeats}",
             *(block for text in texts for block in _of_text(text, variants)),
             "",

@@ -12,6 +12,8 @@ from compresskit.cli import options
 from compresskit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compresskit.artefact import Plan
     from compresskit.drafts.record import Asked
 
@@ -57,14 +59,16 @@ def drafts(
         ),
     ] = None,
     text: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Without --prompts: embedded, pydoc, docstrings or a file to cut them from.",
+            help="Without --prompts: what to make them of (embedded, pydoc, copy, edit, a file, "
+            "questions:FILE). Repeatable: one category each.  [default: embedded]",
             rich_help_panel=_RECORD,
+            show_default=False,
         ),
-    ] = "embedded",
+    ] = None,
     requests: Annotated[
-        int, typer.Option(min=1, help="Prompts cut from the text.", rich_help_panel=_RECORD)
+        int, typer.Option(min=1, help="Prompts of each text.", rich_help_panel=_RECORD)
     ] = 8,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of each of them.", rich_help_panel=_RECORD)
@@ -101,7 +105,7 @@ def drafts(
 
       compresskit drafts answers.jsonl --method speculative/ngram:draft=8 --method speculative/suffix
 
-      compresskit drafts --record chat.jsonl -m pypi:smollm2-135m --prompts questions.jsonl
+      compresskit drafts --record kinds.jsonl -m pypi:smollm2-135m --text embedded --text copy --text edit
     """
     if record is not None:
         if trace is not None:
@@ -128,9 +132,15 @@ def drafts(
 
         with source_progress() as progress:
             plan = artefacts.plan(spec, progress)
-        cuts = {"text": text, "requests": requests, "prompt_tokens": prompt_tokens}
+        cuts = {"requests": requests, "prompt_tokens": prompt_tokens}
         answer = _record(
-            plan, record, asked, cuts, chat=chat, new_tokens=new_tokens, ignore_stop=ignore_stop
+            plan,
+            record,
+            asked or text or ["embedded"],
+            cuts,
+            chat=chat,
+            new_tokens=new_tokens,
+            ignore_stop=ignore_stop,
         )
         print(json.dumps(answer) if as_json else f"{answer['requests']} answers in {record}")
         return
@@ -169,8 +179,8 @@ def _replay(path: Path, methods: list[str]) -> dict[str, Any]:
 def _record(
     plan: Plan,
     out: Path,
-    asked: list[Asked] | None,
-    cuts: dict[str, Any],
+    asked: Sequence[Asked | str],
+    cuts: dict[str, int],
     *,
     chat: bool,
     new_tokens: int,
@@ -187,10 +197,11 @@ def _record(
             raise Conflict(
                 f"{plan.spec.label()} has {system.synthetic}: its answers mean nothing. Record without it."
             )
-        if asked is None:
-            found = recorder.cut(system.tokenizer, **cuts, chat=chat, seed=plan.spec.seed)
-        else:
-            found = recorder.encode(system.tokenizer, asked, chat=chat)
+        found = recorder.encode(
+            system.tokenizer, [one for one in asked if not isinstance(one, str)], chat=chat
+        )
+        for text in (one for one in asked if isinstance(one, str)):
+            found += recorder.cut(system.tokenizer, text, **cuts, chat=chat, seed=plan.spec.seed)
         entries = recorder.record(
             system,
             found,

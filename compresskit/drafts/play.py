@@ -10,7 +10,7 @@ token and never looks at what comes after. So the counts are those of the real m
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compresskit.drafts.trace import Entry
-    from compresskit.method import AbstractMethod, Placed
+    from compresskit.method import AbstractMethod, Load, Placed
 
 UNBOUNDED = 1 << 40
 """Context of a recorded model: whatever was recorded did fit."""
@@ -58,7 +58,11 @@ def check(placed: Placed) -> Speculative:
 
 
 def play(method: Speculative, entries: Sequence[Entry]) -> list[Steps]:
-    """Answer all requests in their order, one at a time, with one applied `method`."""
+    """Answer all requests in their order, one at a time, with one applied `method`.
+
+    Raises:
+        UsageError: the method wants to try the model's step first, which a recording does not have.
+    """
     codes = {
         token: code
         for code, token in enumerate(
@@ -67,6 +71,11 @@ def play(method: Speculative, entries: Sequence[Entry]) -> list[Steps]:
     }
     recording = Recording(len(codes))
     system = method.apply(recording.system(), _nothing_to_ask())
+    if system.settle:
+        raise UsageError(
+            f"{type(method).__name__} times the model's step before it drafts, and a recording takes no "
+            "time. Replay it with costs that are given, not probed."
+        )
     return [_one(system, recording, entry, codes) for entry in entries]
 
 
@@ -151,4 +160,4 @@ def _nothing_to_ask() -> Context:
     def refuse(*asked: object) -> NoReturn:
         raise Conflict("a replay has no model to load and no text to calibrate on.")
 
-    return Context(load=refuse, calibration=refuse, seed=0, dtype="float32")
+    return Context(load=cast("Load", refuse), calibration=refuse, seed=0, dtype="float32")

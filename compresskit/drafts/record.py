@@ -71,10 +71,9 @@ def encode(
 def cut(
     tokenizer: Tokenizer, text: str, *, requests: int, prompt_tokens: int, chat: bool, seed: int
 ) -> list[tuple[list[int], str]]:
-    """Prompts cut from a text, as those of the speed passes; their category is the text."""
+    """Prompts of a kind of text, as those of the speed passes; their category is its name."""
     spec = WorkloadSpec(text=text, prompt_tokens=prompt_tokens, chat=chat)
-    found = workload.prompts(tokenizer, spec, requests, seed)
-    return [(ids, found.facts.source) for ids in found.ids]
+    return [(ids, text) for ids in workload.prompts(tokenizer, spec, requests, seed).ids]
 
 
 def record(

@@ -103,6 +103,20 @@ def test_prompts_of_a_file_keep_their_category(tmp_path):
     assert f"{prompts}, line 2" in str(error)
 
 
+def test_each_text_is_a_category(tmp_path):
+    out = tmp_path / "trace.jsonl"
+    done = invoke(
+        *("--record", str(out), "--text", "embedded", "--text", "calibration"),
+        *("--requests", "2", "--prompt-tokens", "20", "--new-tokens", "4"),
+    )
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["category"] for line in lines] == 2 * ["embedded"] + 2 * ["calibration"]
+    shown = invoke(str(out), "--method", "speculative/suffix").stdout
+    assert "embedded" in shown
+    assert "calibration" in shown
+
+
 def test_bad_requests_are_refused(recorded, tmp_path):
     assert isinstance(refusal(), UsageError)
     assert isinstance(refusal(str(recorded)), UsageError)

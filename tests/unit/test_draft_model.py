@@ -12,7 +12,10 @@ from scipy import stats
 
 from compresskit.decode import pad
 from compresskit.errors import Conflict, InputError
-from compresskit.hf.cache import cache_bytes
+from compresskit.hf.cache import cache_bytes, static
+from compresskit.hf.step import eager_step
+from compresskit.hf.view import keeping
+from compresskit.measure.memory.weights import weight_bytes
 from compresskit.method import Context
 from compresskit.methods.speculative._model_drafter import ModelDrafter
 from compresskit.methods.speculative._reader import Reader, shared
@@ -20,6 +23,7 @@ from compresskit.methods.speculative.draft_model import DraftModel
 from compresskit.methods.speculative.layer_skip import viewed
 from compresskit.sampling import generator_for, probabilities
 from compresskit.spec import SamplingSpec
+from compresskit.traits import Trait
 
 
 def drafted(system, helper, **options):
@@ -126,6 +130,75 @@ def test_the_draft_reads_each_token_once_and_its_last_guess_only_if_it_stays(lab
     assert passes == [10, 1, 1, 2, 1, 1]
 
 
+# Trees
+
+
+@pytest.mark.parametrize("target", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("helper", ["half", "itself", "contrary"])
+def test_trees_change_no_token_in_rows_of_any_length(lab, target, helper):
+    system = lab.system(target, double=True)
+    draft = {"half": viewed(system, [0]), "itself": system, "contrary": contrary(system)}[helper]
+    helped = drafted(system, draft, draft=3, branches=2)
+    rows = [lab.prompt(n, seed=n)[0].tolist() for n in (1, 5, 12)]
+    tokens, mask = pad(rows, device=torch.device("cpu"))
+    together = ask(lab, helped, lab.request(tokens, 14, mask=mask))[1]
+    for row, ids in zip(together, rows, strict=True):
+        request = lab.request(torch.tensor([ids]), 14)
+        assert [row] == ask(lab, system, request)[1] == ask(lab, helped, request)[1]
+
+
+def test_a_tree_follows_the_best_first_tokens_each_by_its_arg_max(lab):
+    system = lab.system("llama", double=True)
+    helped = drafted(system, system, draft=3, branches=4)
+    text = lab.prompt(9)[0].tolist()
+    drafter = helped.decode.__self__.drafter(helped, lab.request(torch.tensor([text]), 20))
+    with torch.inference_mode():
+        drafter.observe([text])
+        (tree,) = drafter.draft([2])
+        best = (
+            system.step(torch.tensor([text]), system.new_cache(0))[0, -1].topk(4).indices.tolist()
+        )
+    assert tree.parents == [-1] * 4 + [0, 1, 2, 3]
+    assert tree.tokens[:4] == best
+    for first, second in zip(best, tree.tokens[4:], strict=True):
+        request = lab.request(torch.tensor([[*text, first]]), 1)
+        assert ask(lab, system, request)[1] == [[second]]
+
+
+def test_a_tree_of_the_targets_own_is_right_all_the_way(lab):
+    system = lab.system("qwen3")
+    chunks, _ = ask(
+        lab, drafted(system, system, draft=4, branches=3), lab.request(lab.prompt(9), 21)
+    )
+    assert [chunk.drafts for chunk in chunks] == [((0, 0),)] + [((12, 4),)] * 4
+
+
+def test_branches_find_what_one_chain_misses(lab):
+    """The second-best first token, where the draft finds the target's best least likely but one."""
+    system = lab.system("llama")
+
+    def step(tokens, cache, **options):
+        logits = system.step(tokens, cache, **options).clone()
+        best, second = logits.topk(2, -1).indices.unbind(-1)
+        low = logits.gather(-1, second[..., None]) - 0.1
+        return logits.scatter(-1, best[..., None], low)
+
+    wrong = replace(system, step=step)
+    request = lab.request(lab.prompt(9), 20)
+    counts = {}
+    for branches in (1, 2):
+        chunks, tokens = ask(lab, drafted(system, wrong, draft=1, branches=branches), request)
+        assert tokens == ask(lab, system, request)[1]
+        counts[branches] = sum(chunk.accepted for chunk in chunks)
+    assert counts == {1: 0, 2: 9}
+
+
+def test_trees_need_slots_that_can_be_masked():
+    assert Trait.SLOT_MASKS in DraftModel(branches=2).effects().requires
+    assert Trait.SLOT_MASKS not in DraftModel().effects().requires
+    assert DraftModel(branches=2, draft=3).widest() == 6
+
+
 # Texts that the draft cannot follow
 
 
@@ -224,9 +297,12 @@ def pair(lab):
     return drafted(system, lab.system("gpt2", vocabulary=V), draft=2)
 
 
+@pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("sampling", [PLAIN, FILTERED])
-@pytest.mark.parametrize(("rows", "requests"), [(1, 500), (40, 40)])
-def test_the_joint_of_three_tokens_is_the_targets(lab, pair, sampling, rows, requests):
+@pytest.mark.parametrize(("rows", "requests"), [(1, 250), (40, 40)])
+def test_the_joint_of_three_tokens_is_the_targets(lab, pair, sampling, rows, requests, branches):
+    if branches > 1:
+        pair = drafted(pair, pair.drafts[-1], draft=2, branches=branches)
     assert p_value(lab, pair, sampling, rows=rows, requests=requests) > 1e-3
 
 
@@ -308,6 +384,14 @@ def test_the_draft_and_its_bytes_can_be_reached(lab):
     system = lab.system("llama")
     helped = drafted(system, lab.system("gpt2"), draft=2)
     assert [draft.model.config.model_type for draft in helped.drafts] == ["gpt2"]
+    held = sum(weight_bytes(helped.drafts[-1].model).values())
+    parameters = helped.drafts[-1].model.num_parameters()
+    assert helped.facts["draft_model"] == {
+        "name": "tiny:draft",
+        "parameters": parameters,
+        "weight_bytes": 4 * parameters,
+    }
+    assert held >= 4 * parameters  # buffers beside the parameters
     assert helped.widths == (1, 3)
     drafter = helped.decode.__self__.drafter(helped, lab.request(lab.prompt(9), 5))
     assert drafter.memory_bytes() == 0
@@ -352,3 +436,41 @@ def test_a_quantised_draft_keeps_the_targets_tokens(open_stack, lab):
         kinds = {type(module).__name__ for module in draft.model.modules()}
         assert "PackedLinear" in kinds
         assert lab.rows(opened.system.generate(lab.request(tokens, 20))) == plain
+
+
+def fixed(system):
+    """As compiled, but for the compiler: preallocated caches, and passes of a few widths only."""
+    config, widths = system.model.config, set(system.widths)
+
+    def step(tokens, cache, **options):
+        if cache.get_seq_length():
+            assert tokens.shape[1] in widths
+        if options.get("mask") is not None and cache.get_seq_length():
+            room = cache.get_max_length() - options["mask"].shape[-1]
+            options["mask"] = torch.nn.functional.pad(options["mask"], (0, room))
+        return system.step(tokens, cache, **options)
+
+    return replace(
+        system, step=step, new_cache=lambda size: static(config, size), fixed_widths=True
+    )
+
+
+@pytest.mark.parametrize("options", [{"draft": 3}, {"draft": 3, "branches": 2}, {"draft": 1}])
+def test_fixed_shapes_give_the_same_steps(lab, options):
+    """Compiled modes fill blocks up to the widths that they have graphs for, in the draft as well."""
+    system = lab.system("llama", double=True)
+    helper = replace(system, model=keeping(system.model, [0]))
+    helper = replace(helper, step=eager_step(helper.model))
+    context = Context(
+        load=lambda *_: helper, calibration=None, seed=0, dtype="float32", finish=fixed
+    )
+    helped = DraftModel(**options).apply(system, context)
+    assert helped.drafts[-1].fixed_widths
+    rows = [lab.prompt(n, seed=n)[0].tolist() for n in (3, 9, 20)]
+    tokens, mask = pad(rows, device=torch.device("cpu"))
+    for request in (lab.request(tokens, 20, mask=mask), lab.request(tokens[-1:], 20)):
+        plain = ask(lab, system, request)[1]
+        chunks, answers = ask(lab, fixed(helped), request)
+        assert answers == plain
+        free = drafted(system, viewed(system, [0]), **options)
+        assert [c.drafts for c in chunks] == [c.drafts for c in ask(lab, free, request)[0]]

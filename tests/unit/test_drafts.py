@@ -9,7 +9,7 @@ import pytest
 
 from compresskit import catalogue
 from compresskit.drafts import play, report, trace
-from compresskit.drafts.counts import Steps, by_position, total
+from compresskit.drafts.counts import Steps, total
 from compresskit.drafts.trace import Entry
 from compresskit.errors import InputError, UsageError
 from compresskit.methods.speculative.ngram import NGram
@@ -29,7 +29,7 @@ CASES = [
     method(**dict(zip(grid, values, strict=True)))
     for method, grid in GRIDS.items()
     for values in itertools.product(*grid.values())
-]
+] + [method(length="adaptive", costs="flat") for method in GRIDS]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,11 @@ def test_what_can_be_replayed_is_passed_on():
     assert play.check(placed) == Suffix(draft=3)
 
 
+def test_a_method_that_times_the_model_is_refused(asked):
+    with pytest.raises(UsageError, match="times the model's step"):
+        play.play(NGram(length="adaptive"), [entry for _, entry in asked[1]])
+
+
 # Figures
 
 
@@ -129,9 +134,9 @@ def test_steps_without_a_draft_are_passes_only():
 
 
 def test_three_rates_by_position():
-    found = by_position([(2, 2), (1, 0), (0, 0)], draft=2)
+    found = total([Steps(6, ((2, 2), (1, 0), (0, 0)))], draft=2)
     assert found["acceptance_rate_per_pos_offered"] == [0.5, 1.0]
-    found = by_position([(2, 2), (2, 1), (2, 0), (1, 1)], draft=3)
+    found = total([Steps(9, ((2, 2), (2, 1), (2, 0), (1, 1)))], draft=3)
     assert found["accepted_per_pos"] == [3, 1, 0]
     assert found["acceptance_rate_per_pos_unconditional"] == [0.75, 0.25, 0.0]
     assert found["acceptance_rate_per_pos_offered"] == [0.75, 1 / 3, None]

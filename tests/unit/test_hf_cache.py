@@ -201,9 +201,10 @@ def test_nonsense_rollbacks_are_refused(lab, n):
         roll_back(cache, n)
 
 
-def test_a_static_cache_says_that_it_cannot_roll_back(lab):
-    cache = static(lab.system("llama").model.config, 32)
-    with pytest.raises(RunError, match=r"layer 0 \(StaticLayer\)"):
+def test_a_static_cache_with_windows_says_that_it_cannot_roll_back(lab):
+    enable_rollback(static(lab.system("llama").model.config, 32))
+    cache = static(lab.system("gemma3_text").model.config, 32)
+    with pytest.raises(RunError, match=r"layer 0 \(StaticSlidingWindowLayer\)"):
         enable_rollback(cache)
 
 

@@ -180,6 +180,18 @@ def test_a_run_that_speculates_keeps_its_steps_their_parts_and_the_cost_of_passe
     assert Record.model_validate_json(record.model_dump_json()) == record
 
 
+def test_costs_that_set_up_asked_for_are_kept_raw(open_stack) -> None:
+    """An adaptive length knows what passes and drafting cost before anything is measured."""
+    with open_stack("speculative/ngram:length=adaptive,draft=3") as opened:
+        costs = opened.setup.step_costs
+        assert costs.widths == (1, 2, 3, 4)
+        assert len(costs.trial.parts["draft"]) == len(costs.trial.arrivals) - 1
+        assert opened.setup.compile_seconds is None
+        assert opened.setup.calibration_tokens == 0
+    with open_stack("speculative/ngram:length=adaptive,costs=flat") as opened:
+        assert opened.setup.step_costs is None
+
+
 def test_the_garbage_collector_is_off_inside_and_as_before_after() -> None:
     seen = []
 

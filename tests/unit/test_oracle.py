@@ -12,7 +12,8 @@ from compresskit import catalogue, metrics, runner
 from compresskit.decode import pad
 from compresskit.drafts.play import Recording
 from compresskit.errors import SpecError
-from compresskit.methods.speculative.oracle import Oracle
+from compresskit.methods.speculative.oracle import Certain, Oracle
+from compresskit.metrics.speculation import lossless
 from compresskit.spec import ModelSpec, RunSpec, SamplingSpec
 from compresskit.system import Request
 from compresskit.traits import Trait
@@ -126,12 +127,20 @@ def test_stop_tokens_of_the_prompt_are_not_drafted(lab):
     assert not any(chunk.drafted for chunk in applied.generate(request))
 
 
+def test_a_draft_that_is_cut_short_is_accepted_as_far_as_it_goes():
+    draft = Certain([1, 2, 3, 4])
+    draft.fate = 3
+    assert [draft._replace(tokens=draft.tokens[:n]).fate for n in range(5)] == [0, 1, 2, 3, 3]
+
+
 def test_it_claims_nothing(lab):
     before = frozenset(Trait)
     assert before - Oracle().effects().after(before) == {Trait.LOSSLESS}
     assert Oracle().apply(lab.system("llama"), None).synthetic == "synthetic acceptance"
     with pytest.raises(SpecError, match="accept: oracle accepts at its own rate"):
         Oracle.decode({"accept": "typical"}, where="speculative/oracle")
+    with pytest.raises(SpecError, match="length: what is not drafted has no fate"):
+        Oracle.decode({"length": "adaptive"}, where="speculative/oracle")
     with pytest.raises(SpecError, match="rate"):
         Oracle.decode({"rate": 1.1}, where="speculative/oracle")
 
@@ -147,9 +156,11 @@ def test_its_record_has_speed_and_no_quality():
     )
     record = runner.run(spec)
     assert record.status == "ok"
+    assert lossless(record)[0] == "none"
+    assert lossless(record.model_copy(update={"facts": {}}))[0] == "exact"
     assert record.facts["synthetic"] == "synthetic acceptance"
     assert record.quality.notes == ("quality: unavailable, synthetic acceptance",)
-    assert metrics.METRICS["acceptance_rate"].value(record).value == 1.0
+    assert metrics.METRICS["draft_acceptance_rate"].value(record).value == 1.0
     for name in ("perplexity", "kl_mean_nats", "greedy_exact_match"):
         reading = metrics.METRICS[name].value(record)
         assert reading.kind == "unavailable"

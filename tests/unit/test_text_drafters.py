@@ -11,10 +11,10 @@ from compresskit.decode import pad
 from compresskit.errors import InputError, SpecError
 from compresskit.hf.cache import roll_back
 from compresskit.methods.speculative import _base, _rows
-from compresskit.methods.speculative._draft import ROOT, Draft, Evidence
+from compresskit.methods.speculative._draft import NOTHING, ROOT, Draft, Evidence
 from compresskit.methods.speculative._history import History
 from compresskit.methods.speculative._verify import Verdict
-from compresskit.methods.speculative.suffix import HELD, Suffix
+from compresskit.methods.speculative.suffix import HELD, Suffix, SuffixRow
 from compresskit.methods.speculative.token_recycling import (
     Recycler,
     Table,
@@ -298,13 +298,13 @@ def test_the_table_holds_what_was_said_last():
     drafter.observe([[3]])
     drafter.observe([[1]], Evidence([[3]], say(6, [1, 2]), [[0]]))
     # Of 1 nothing is known yet.
-    assert drafter.draft([9]) == [([], None, None)]
+    assert drafter.draft([9]) == [NOTHING]
     drafter.observe([[3]], Evidence([[1, 4, 2]], say(6, [3, 5], [0, 1], [4, 0]), [[0]]))
     (draft,) = drafter.draft([9])
     assert draft == Draft([1, 2, 3, 5, 4, 0], parents=[ROOT, ROOT, 0, 0, 1, 1])
     # A limit cuts whole levels, an unknown token its own branch.
     assert drafter.draft([1]) == [Draft([1, 2], parents=[ROOT, ROOT])]
-    assert drafter.draft([0]) == [([], None, None)]
+    assert drafter.draft([0]) == [NOTHING]
     drafter.observe([[4]], Evidence([[3]], say(6, [4, 5]), [[0]]))
     assert drafter.draft([9]) == [Draft([0, 1, 3, 5], parents=[ROOT, ROOT, 1, 1])]
 
@@ -324,7 +324,7 @@ def test_a_row_that_has_ended_teaches_nothing():
     drafter = recycler(nodes=2, successors=2, depth=1)
     drafter.observe([[3]])
     drafter.observe([[]], Evidence([[3]], say(6, [1, 2]), [[]]))
-    assert drafter.draft([9]) == [([], None, None)]
+    assert drafter.draft([9]) == [NOTHING]
 
 
 def test_a_vocabulary_smaller_than_the_table_is_wide():
@@ -348,6 +348,33 @@ def test_the_table_is_told_in_bytes(lab):
     list(shared.generate(lab.request(lab.prompt(5), 8)))
     (table,) = shared.held.values()
     assert table.rows.nbytes == shared.facts["recycling_table"]["bytes"]
+
+
+@pytest.mark.parametrize("name", ["suffix", "recycling"])
+def test_drafters_tell_what_they_hold(lab, name):
+    told = []
+    system = replace(lab.system("llama"), tell=lambda name, value: told.append((name, value)))
+    applied = METHODS[name].apply(system, None)
+    list(applied.generate(lab.request(lab.prompt(40), 20)))
+    ((what, held),) = told
+    assert what == "drafter_bytes"
+    if name == "recycling":
+        assert held == applied.facts["recycling_table"]["bytes"]
+    else:
+        assert 59 * 300 < held < 60 * 900
+
+
+def test_a_shared_history_is_not_counted_as_nothing(lab):
+    told = []
+    system = replace(lab.system("llama"), tell=lambda name, value: told.append(value))
+    list(METHODS["suffix, shared"].apply(system, None).generate(lab.request(lab.prompt(9), 9)))
+    assert told == []
+
+
+def test_a_match_says_how_long_it_was():
+    row = SuffixRow(Suffix(), None)
+    row.observe([1, 2, 3, 4, 9, 2, 3])
+    assert row.draft(9) == Draft([4, 9], match=2)
 
 
 def test_a_shared_table_is_faster_the_second_time(lab):

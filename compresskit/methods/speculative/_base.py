@@ -120,6 +120,5 @@ class Speculative(AbstractMethod):
         if (length or self.length) == "adaptive":
             drafter = Adaptive(drafter, costs)
         yield from speculate(system, request, drafter, self.judge())
-        held = memory_bytes(drafter)
-        if held is not None:
+        if system.tell is not None and (held := memory_bytes(drafter)) is not None:
             system.tell("drafter_bytes", held)

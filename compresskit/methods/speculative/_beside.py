@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit.errors import Conflict
+from compresskit.hf import modules
 from compresskit.hf.load import has_recurrent_state
 from compresskit.hf.tokenizer import vocabulary
 from compresskit.traits import Trait
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from compresskit.method import Outline
+    from compresskit.system import System
 
 
 NEEDED = frozenset({Trait.ROLLBACK, Trait.LOGITS, Trait.OWN_LOOP})
@@ -45,3 +49,14 @@ def refuse_other_tokens(target: Outline, draft: Outline) -> None:
             f"{len(ours)} tokens, {len(differing)} of them with different ids). Take a draft of the "
             "same tokenizer, or speculative/reencoded, which goes by text."
         )
+
+
+def named(name: str, draft: System) -> dict[str, JsonValue]:
+    """What a record says about a draft that was loaded: facts to be added to the target's."""
+    return {
+        "draft_model": {
+            "name": name,
+            "parameters": modules.parameter_count(draft.model),
+            "weight_bytes": modules.weight_bytes(draft.model),
+        }
+    }

@@ -13,7 +13,8 @@ itself: a drafted token is right if it came out in its place, whether it was ver
 
 A lookup says how long its match was, and a long match is right more often: its counts are kept apart
 by that length, and lean on those of all drafts where they are few. A place that was never reached
-leans on the one before it.
+leans on the one before it. The constants were set by replaying lookups over eight answers of one model
+at three kinds of costs; within 2 % they do not matter.
 
 The choice uses tokens that are part of the text already and never the ones drafted in this step, so
 what comes out is distributed as without it. To drop a token for what it is would bias the output.
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
     from compresskit.methods.speculative._draft import Drafter, Evidence
     from compresskit.stats.speculation import Costs
 
-DECAY = 0.98
-"""What a count is worth after another one of its kind: the last fifty or so decide."""
-PRIOR = 0.5
-"""Acceptance of a draft about which nothing is known."""
-WEIGHT = 1.0
-"""Observations that a count leans on what is known more generally with."""
+DECAY = 0.95
+"""What a count is worth after another one of its kind: the last twenty or so decide."""
+FIRST, LATER = 0.5, 0.7
+"""Acceptance where nothing is known: of a first token, and of one behind an accepted token, which is
+right more often."""
+WEIGHT = 2.0
+"""Observations that this is worth at first; it fades like them."""
 CHEAP = 0.02
 """Steps of one token: a drafter that takes less per token always drafts."""
 AGAIN, LONGEST_PAUSE = 4, 64
@@ -51,26 +53,28 @@ class Rates:
 
     def __init__(self) -> None:
         """Know nothing."""
-        self._counts: dict[tuple[int, int], tuple[float, float]] = {}
+        self._counts: dict[tuple[int, int], tuple[float, float, float]] = {}
 
     def note(self, kind: int, place: int, right: bool) -> None:
         """Count a token at `place` (from 0) of a draft; kind 0 is every draft."""
         for key in ((0, place), (kind, place))[: 2 if kind else 1]:
-            tried, hits = self._counts.get(key, (0.0, 0.0))
-            self._counts[key] = tried * DECAY + 1, hits * DECAY + right
+            tried, hits, lean = self._counts.get(key, (0.0, 0.0, WEIGHT))
+            self._counts[key] = tried * DECAY + 1, hits * DECAY + right, lean * DECAY
 
     def of(self, kind: int, length: int) -> list[float]:
         """Acceptance at the first `length` places of a draft of that kind."""
         rates: list[float] = []
-        general = PRIOR
+        general = FIRST
         for place in range(length):
-            general = self._leaning(0, place, general)
-            rates.append(self._leaning(kind, place, general) if kind else general)
+            unknown = max(general, LATER) if place else FIRST
+            general = self._leaning(0, place, unknown)
+            # Another kind of draft tells half of it: the kinds are there because they differ.
+            rates.append(self._leaning(kind, place, (general + unknown) / 2) if kind else general)
         return rates
 
     def _leaning(self, kind: int, place: int, prior: float) -> float:
-        tried, hits = self._counts.get((kind, place), (0.0, 0.0))
-        return (hits + WEIGHT * prior) / (tried + WEIGHT)
+        tried, hits, lean = self._counts.get((kind, place), (0.0, 0.0, WEIGHT))
+        return (hits + lean * prior) / (tried + lean)
 
 
 class Guess:

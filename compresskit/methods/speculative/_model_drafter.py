@@ -5,6 +5,11 @@
 The last guess is not read: whether it stays is known only after the target's pass. Sampled requests
 draw each guess, at the request's own temperature and filters, and hand over the distribution that it
 was drawn from; greedy ones take the arg max, which is certain.
+
+With `branches` the likeliest first tokens are all followed, each by its own arg max:
+
+    x1 ─► x2 ─► x3        one pass of the draft a level, over the whole tree so far: the tree is read,
+    y1 ─► y2 ─► y3        and forgotten again, since the cache of a text has no place for two futures
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import torch
 
 from compresskit.errors import InputError
 from compresskit.hf.load import has_windows
-from compresskit.methods.speculative._draft import NOTHING, Draft
+from compresskit.methods.speculative._draft import NOTHING, ROOT, Draft
 from compresskit.methods.speculative._reader import Reader
 from compresskit.sampling import generator_for, probabilities
 
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 STREAM = 0x9E3779B97F4A7C15
 """Added to the request's seed: guesses drawn with the verifier's own random numbers would depend on
 what it says."""
-WIDTHS = (1, 2)
+WIDTHS: tuple[int, ...] = (1, 2)
 """Tokens per row of a draft model's passes: guess after guess, and after a draft that was accepted
 whole its last guess with the target's own token."""
 
@@ -42,15 +47,15 @@ class ModelDrafter:
 
     wants_features = False
 
-    def __init__(self, system: System, request: Request, *, draft: int) -> None:
-        """Draft at most `draft` tokens for each row of `request`.
+    def __init__(self, system: System, request: Request, *, draft: int, branches: int = 1) -> None:
+        """Draft at most `draft` tokens deep for each row of `request`, in so many `branches`.
 
         Raises:
             InputError: the rows of a batch would not fit the model's windows.
         """
         refuse_windows(system, request)
         self.sampling = request.sampling
-        self.limit = draft
+        self.limit, self.branches = draft, branches
         self.texts: list[list[int]] = [[] for _ in request.tokens]
         device = system.device.torch
         self.generator = generator_for((request.seed + STREAM) % 2**63, device, request.sampling)
@@ -77,6 +82,8 @@ class ModelDrafter:
         logits = self.reader.read(
             [text if depth else None for text, depth in zip(self.texts, depths, strict=True)]
         )
+        if self.branches > 1:
+            return self._trees(resized(logits, self.vocabulary), depths)
         said: list[list[int]] = []
         laws: list[torch.Tensor] = []
         for place in range(1, max(depths) + 1):
@@ -106,6 +113,30 @@ class ModelDrafter:
             return 0
         free = self.reader.system.context - len(self.texts[row]) + 1
         return max(min(limit, self.limit, free), 0)
+
+    def _trees(self, logits: torch.Tensor, depths: list[int]) -> list[Draft]:
+        """Follow the best first tokens of each row: `depths[row]` levels, certain whatever is drawn."""
+        count = min(self.branches, logits.shape[-1])
+        tips: list[list[int]] = logits.topk(count, -1).indices.tolist()
+        trees = [Draft([], parents=[]) for _ in depths]
+        for level in range(1, max(depths) + 1):
+            for tree, depth, row in zip(trees, depths, tips, strict=True):
+                if level <= depth and tree.parents is not None:
+                    size = len(tree.tokens)
+                    tree.parents.extend(
+                        ROOT if level == 1 else size - count + place for place in range(count)
+                    )
+                    tree.tokens.extend(row)
+            if level < max(depths):
+                after = self.reader.look(
+                    [
+                        tree if level < depth else NOTHING
+                        for tree, depth in zip(trees, depths, strict=True)
+                    ]
+                )
+                newest = after[:, (level - 1) * count : level * count, : self.vocabulary]
+                tips = newest.argmax(-1).tolist()
+        return [tree if tree.tokens else NOTHING for tree in trees]
 
     def _choose(self, logits: torch.Tensor, laws: list[torch.Tensor]) -> list[int]:
         """One token for each row; what it was drawn from `[B, V]` joins `laws`."""

@@ -78,6 +78,13 @@ class Reader:
         """Append one token to each row that has one; logits `[B, V]` as from `read`."""
         return self._extend([[] if token is None else [token] for token in tokens])
 
+    def look(self, trees: Sequence[Draft]) -> torch.Tensor:
+        """Logits `[B, T, V]` after each token of a tree behind each text, which stays as it is."""
+        assert self.rows is not None  # `read` comes first
+        logits = self.rows.extend(trees)
+        self.rows.keep([[] for _ in trees])
+        return logits
+
     def memory_bytes(self) -> int:
         """Bytes that the cache holds now."""
         return 0 if self.rows is None else sum(cache_bytes(self.rows.cache).values())

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import Field, JsonValue
 
 from compresskit.methods.speculative._base import Speculative
-from compresskit.methods.speculative._beside import NEEDED, refuse_other_tokens, refuse_unable
+from compresskit.methods.speculative._beside import (
+    NEEDED,
+    named,
+    refuse_other_tokens,
+    refuse_unable,
+)
 from compresskit.methods.speculative._model_drafter import WIDTHS, ModelDrafter
 from compresskit.spec import ModelSpec
+from compresskit.traits import Effects, Trait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +32,7 @@ class DraftModel(Speculative):
     """Draft with a smaller model of the same vocabulary, token after token, and verify.
 
     Paper: Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318.
+    Trees as in Miao et al. 2023, SpecInfer, arXiv 2305.09781 (one model, expanded at the first token).
     Differs: guesses are drawn at the request's own temperature and filters, so that acceptance is as
     high as the two models allow; the draft reads the prompt after the target's first token, not
     before, so that the first token waits for nobody.
@@ -44,6 +51,19 @@ class DraftModel(Speculative):
     draft: int = Field(4, ge=1)
     """Tokens drafted in a row per step: as many passes of the draft model."""
 
+    branches: int = Field(1, ge=1)
+    """Likeliest first tokens that are all followed. More than one makes a tree of greedy guesses, also
+    for sampled requests, and a pass over draft x branches tokens."""
+
+    def effects(self) -> Effects:
+        """As all; more branches than one need caches whose slots may be masked."""
+        found = super().effects()
+        return found.model_copy(update={"requires": found.requires | self._masks()})
+
+    def widest(self) -> int:
+        """All branches."""
+        return self.draft * self.branches
+
     def vet(self, target: Outline, find: Callable[[ModelSpec], Outline]) -> None:
         """Refuse a draft of another tokenizer, a larger one, and one that cannot roll back."""
         draft = find(ModelSpec(name=self.model, revision=self.revision))
@@ -55,10 +75,20 @@ class DraftModel(Speculative):
         spec = ModelSpec.model_validate(
             {"name": self.model, "revision": self.revision, "dtype": ctx.dtype}
         )
-        draft = ctx.load(spec, self.methods, NEEDED)
-        draft = ctx.finish(replace(draft, widths=WIDTHS))
-        return replace(system, drafts=(*system.drafts, draft))
+        draft = ctx.load(spec, self.methods, NEEDED | self._masks())
+        facts = {**system.facts, **named(self.model, draft)}
+        widths = WIDTHS
+        if self.branches > 1:
+            # What was accepted, and the tree before its last level.
+            widths = (1, *sorted({self.draft + 1, max(self.draft - 1, 1) * self.branches}))
+        draft = ctx.finish(replace(draft, widths=widths))
+        return replace(system, drafts=(*system.drafts, draft), facts=facts)
 
     def drafter(self, system: System, request: Request) -> Drafter:
         """The draft with an empty cache."""
-        return ModelDrafter(system.drafts[-1], request, draft=self.draft)
+        return ModelDrafter(system.drafts[-1], request, draft=self.draft, branches=self.branches)
+
+    def _masks(self) -> frozenset[Trait]:
+        """What tokens of one pass that see different slots need, of the target and of the draft."""
+        trees = frozenset({Trait.SLOT_MASKS, Trait.PADDED_BATCH})
+        return trees if self.branches > 1 else frozenset()

@@ -61,7 +61,7 @@ class DraftingHeads(Speculative):
     """Text to train on: "calibration" (shipped), "docstrings" (long), a file or a data set."""
     samples: int = Field(64, ge=8)
     """Rows of that text; one of eight is only counted on."""
-    length: int = Field(256, ge=16)
+    row_tokens: int = Field(256, ge=16)
     """Tokens a row."""
     steps: int = Field(300, ge=0)
     """Steps of AdamW; 0 leaves heads that repeat the model's own next token."""
@@ -149,14 +149,14 @@ class DraftingHeads(Speculative):
                 f"text: {self.text!r} is the text that acceptance is measured on; heads trained on "
                 "it would flatter the result. Use 'calibration', 'docstrings' or a text of your own."
             )
-        if self.length > system.context or self.length < self.draft + 2:
+        if self.row_tokens > system.context or self.row_tokens < self.draft + 2:
             raise SpecError(
-                f"length: {self.length} tokens a row do not suit {self.draft} heads on a model that "
+                f"row_tokens: {self.row_tokens} tokens a row do not suit {self.draft} heads on a model that "
                 f"reads {system.context} at once. Take from {self.draft + 2} to {system.context}."
             )
         first = texts.bos(system.tokenizer)
         prefix = [] if first is None else [first]
-        body = self.length - len(prefix)
+        body = self.row_tokens - len(prefix)
         ids = ctx.calibration(self.text, self.samples * body)
         table = [prefix + ids[start : start + body] for start in range(0, len(ids), body)]
         told: dict[str, JsonValue] = {

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 from compresskit.hf.assisted import bursts, drafting
 from compresskit.method import AbstractMethod, Context, Stage
 from compresskit.methods.speculative import _foreign
-from compresskit.methods.speculative._beside import refuse_other_tokens, refuse_unable
+from compresskit.methods.speculative._beside import named, refuse_other_tokens, refuse_unable
 from compresskit.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class HFAssisted(AbstractMethod):
         spec = ModelSpec.model_validate(
             {"name": self.model, "revision": self.revision, "dtype": ctx.dtype}
         )
-        return replace(system, drafts=(*system.drafts, ctx.load(spec)), decode=self.decoded)
+        draft = ctx.load(spec)
+        facts = {**system.facts, **named(self.model, draft)}
+        return replace(system, drafts=(*system.drafts, draft), facts=facts, decode=self.decoded)
 
     def decoded(self, system: System, request: Request) -> Iterator[Chunk]:
         """Decode `request`, one chunk for each of transformers' steps."""

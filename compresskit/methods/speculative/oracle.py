@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -40,6 +40,12 @@ class Certain(Draft):
     """A draft of which is known beforehand how many tokens will be accepted."""
 
     fate: int = 0
+
+    def _replace(self, **changes: Any) -> Self:
+        """Cut short, it is accepted as far as it goes."""
+        changed = super()._replace(**changes)
+        changed.fate = min(self.fate, len(changed.tokens))
+        return changed
 
 
 class Fates:
@@ -121,6 +127,11 @@ class Oracle(Speculative):
         if self.accept != "exact":
             raise ValueError(
                 f"accept: oracle accepts at its own rate, so {self.accept!r} says nothing; leave it out"
+            )
+        if self.length != "fixed":
+            raise ValueError(
+                "length: what is not drafted has no fate, so an adaptive length would learn nothing from "
+                "oracle; set draft instead"
             )
         return self
 

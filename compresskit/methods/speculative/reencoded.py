@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import Field, JsonValue
 
 from compresskit.methods.speculative._base import Speculative
-from compresskit.methods.speculative._beside import NEEDED, refuse_unable
+from compresskit.methods.speculative._beside import NEEDED, named, refuse_unable
 from compresskit.methods.speculative._model_drafter import WIDTHS
 from compresskit.methods.speculative._text_drafter import TextDrafter
 from compresskit.spec import ModelSpec
@@ -58,8 +58,13 @@ class Reencoded(Speculative):
         spec = ModelSpec.model_validate(
             {"name": self.model, "revision": self.revision, "dtype": ctx.dtype}
         )
-        draft = ctx.finish(replace(ctx.load(spec, self.methods, NEEDED), widths=WIDTHS))
-        facts = {**system.facts, "draft_tokens_by": "text, encoded again by the target's tokenizer"}
+        draft = ctx.load(spec, self.methods, NEEDED)
+        facts = {
+            **system.facts,
+            **named(self.model, draft),
+            "draft_tokens_by": "text, encoded again by the target's tokenizer",
+        }
+        draft = ctx.finish(replace(draft, widths=WIDTHS))
         return replace(system, drafts=(*system.drafts, draft), facts=facts)
 
     def drafter(self, system: System, request: Request) -> Drafter:

@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue
 from compresskit.methods.speculative._automaton import Automaton
 from compresskit.methods.speculative._base import Speculative
 from compresskit.methods.speculative._draft import Draft, EachRow
+from compresskit.methods.speculative._held import held_bytes
 from compresskit.methods.speculative._history import History
 
 if TYPE_CHECKING:
@@ -62,14 +63,32 @@ class SuffixRow:
         method = self.method
         if match.length < method.min_match:
             return Draft([])
-        return Draft(
-            store.follow(
-                match,
-                tokens=min(limit, method.draft, int(method.factor * match.length)),
-                shortest=method.min_match,
-                min_probability=method.min_probability,
-            )
+        tokens = store.follow(
+            match,
+            tokens=min(limit, method.draft, int(method.factor * match.length)),
+            shortest=method.min_match,
+            min_probability=method.min_probability,
         )
+        return Draft(tokens, match=match.length)
+
+    def memory_bytes(self) -> int:
+        """Of the text's own pieces; the store of earlier answers is its owner's."""
+        return held_bytes(vars(self.text), self.tail, self.answer)
+
+
+class SuffixRows(EachRow):
+    """The rows of a batch, and the store that they share."""
+
+    def __init__(self, rows: Sequence[SuffixRow], history: History | None) -> None:
+        """Remember what the request before was answered, if anything is remembered."""
+        super().__init__(rows)
+        self.history = history
+        if history is not None:
+            history.begin([row.answer for row in rows])
+
+    def memory_bytes(self) -> int | None:
+        """Of all rows; unknown with a store, which is too large to be counted at every request."""
+        return super().memory_bytes() if self.history is None else None
 
 
 @final
@@ -81,7 +100,7 @@ class Suffix(Speculative):
     score over all matches; chains, no trees; earlier answers are kept on request only, and
     forgotten by halves of the capacity.
     Cost: one forward pass over 1 + draft tokens instead of one; on the host at most two states a
-    token (about 500 bytes) for each text, and for each store of earlier answers.
+    token (about 460 bytes) for each text, and for each store of earlier answers.
     """
 
     example: ClassVar[Mapping[str, JsonValue]] = {"draft": 6, "factor": 2.0}
@@ -114,10 +133,7 @@ class Suffix(Speculative):
     def drafter(self, system: System, request: Request) -> Drafter:
         """A fresh automaton for each row, beside the store of earlier answers."""
         history: History | None = system.held[HELD] if self.shared else None
-        rows = [SuffixRow(self, history) for _ in request.tokens]
-        if history is not None:
-            history.begin([row.answer for row in rows])
-        return EachRow(rows)
+        return SuffixRows([SuffixRow(self, history) for _ in request.tokens], history)
 
 
 HELD = "speculative/suffix"

@@ -127,6 +127,10 @@ class Recycler:
         filled = torch.cat(levels, -1).tolist()
         return [self._tree(row, limit) for row, limit in zip(filled, limits, strict=True)]
 
+    def memory_bytes(self) -> int:
+        """Of the table; what else there is fits in it many times."""
+        return int(self.table.rows.nbytes)
+
     def _tree(self, filled: Sequence[int], limit: int) -> Draft:
         """Leave out unknown places and those below `limit`, and count the rest anew."""
         places = {ROOT: ROOT}
@@ -158,13 +162,19 @@ class TokenRecycling(Speculative):
 
     Paper: Luo et al. 2024, Token Recycling, arXiv 2408.08696.
     Differs: the template is computed, each successor taken to be half as likely as the one before;
-    the table starts empty with each request unless `shared`; of the prompt the last token alone is
-    learned from, since the prefill gives no other logits.
+    the table starts empty with each request unless `shared`, and is one for all rows of a batch; of
+    the prompt the last token alone is learned from, since the prefill gives no other logits.
     Cost: one forward pass over 1 + nodes tokens instead of one; a table of 4 · V · successors bytes
     on the host, and the top `successors` logits of every token of each pass.
     """
 
-    example: ClassVar[Mapping[str, JsonValue]] = {"draft": 4, "nodes": 16, "successors": 4}
+    # Shared, or a short answer to a new prompt would hardly meet a draft.
+    example: ClassVar[Mapping[str, JsonValue]] = {
+        "draft": 4,
+        "nodes": 16,
+        "successors": 4,
+        "shared": True,
+    }
     trees: ClassVar[bool] = True
 
     nodes: int = Field(60, ge=1)

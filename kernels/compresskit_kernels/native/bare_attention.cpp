@@ -1,13 +1,15 @@
 // Attention over bare keys and values with outliers apart, for x86 CPUs with AVX-512 VBMI and BF16.
 //
-// As coded_attention.cpp, by tiles of 16 tokens, in float32. A tile of keys that begins at position p is
-// turned by the angles of 0 to 15 only, which are the same for every tile; the queries are turned back by
-// p instead, once a tile, so that all angles come from one small table and no cosine is computed here:
+// As coded_attention.cpp, by tiles of 16 tokens. A tile of keys that begins at position p is turned by
+// the angles of 0 to 15 only, which are the same for every tile; the queries are turned back by p
+// instead, once a tile, so that all angles come from one small table and no cosine is computed here:
 //
 //   keys   ──levels, ranges of channels, outliers──► tile ──R(0) ... R(15)──► . R(-p) q = scores
 //   values ──levels, ranges of rows, outliers──────► tile, weighted
 //
-// The first tokens of the text are rows of numbers, with their positions: tiles behind the coded ones.
+// For bfloat16 queries the levels of values meet the weights as words, and what outliers have more than
+// their codes is added apart. The first tokens of the text are rows of numbers, with their positions:
+// tiles behind the coded ones.
 #include <algorithm>
 #include <vector>
 
@@ -80,6 +82,41 @@ INLINE void put_apart(const BareAttention& a, const Apart& from, int64_t batch, 
   }
 }
 
+// Scores of ROWS queries [D] with a tile whose pairs are all of a row: keys are turned and multiplied in
+// registers, the tokens of a lane are added at the end.
+template <int CHUNKS, int ROWS>
+INLINE void turned_scores(const Turns& turns, const float* asked, const float* tile, __m512* scores) {
+  constexpr int width = 16 * CHUNKS, half = CHUNKS / 2;
+  __m512 sum[ROWS][TILE];
+  for (int t = 0; t < TILE; t++) {
+    const float *x = tile + t * width, *cos = turns.cos[t], *sin = turns.sin[t];
+    for (int r = 0; r < ROWS; r++) sum[r][t] = _mm512_setzero_ps();
+    for (int c = 0; c < half; c++) {
+      const __m512 a = _mm512_loadu_ps(x + 16 * c), b = _mm512_loadu_ps(x + 16 * (c + half));
+      const __m512 along = _mm512_loadu_ps(cos + 16 * c), across = _mm512_loadu_ps(sin + 16 * c);
+      const __m512 first = _mm512_fmsub_ps(a, along, _mm512_mul_ps(b, across));
+      const __m512 second = _mm512_fmadd_ps(b, along, _mm512_mul_ps(a, across));
+      for (int r = 0; r < ROWS; r++) {
+        const float* q = asked + r * width;
+        sum[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(q + 16 * c), first, sum[r][t]);
+        sum[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(q + 16 * (c + half)), second, sum[r][t]);
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; r++) scores[r] = sums(sum[r]);
+}
+
+template <int CHUNKS>
+INLINE void turned_scores(int rows, const Turns& turns, const float* asked, const float* tile,
+                          __m512* scores) {
+  switch (rows) {
+    case 1: return turned_scores<CHUNKS, 1>(turns, asked, tile, scores);
+    case 2: return turned_scores<CHUNKS, 2>(turns, asked, tile, scores);
+    case 3: return turned_scores<CHUNKS, 3>(turns, asked, tile, scores);
+    default: return turned_scores<CHUNKS, 4>(turns, asked, tile, scores);
+  }
+}
+
 template <int CHUNKS>
 void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t head) {
   const int64_t per = a.heads / a.key_heads, rows = per * a.queries, width = a.width;
@@ -116,6 +153,7 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
   memset(out, 0, sizeof(float) * block * width);
   memset(fix, 0, sizeof(float) * rows * (width + 1));
 
+  const bool inside = CHUNKS != 0 && rows <= BLOCK && 2 * a.turning == width;
   Angles at = turns.begin;
   for (int64_t first = 0; first < padded; first += TILE) {
     const bool whole = first >= behind;  // first tokens, not coded
@@ -125,7 +163,7 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
     keys.read(slot, count, tile, scale, offset);
     if (!whole) {
       put_apart(a, a.key_apart, batch, head, first, count, tile);
-      for (int t = 1; t < count; t++)
+      for (int t = 1; !inside && t < count; t++)
         turn_pairs(tile + t * width, turns.cos[t], turns.sin[t], a.turning, false, tile + t * width);
       float cos[MOST / 2], sin[MOST / 2];
       at.single(a.turning, cos, sin);
@@ -134,8 +172,13 @@ void attend(const BareAttention& a, const Turns& turns, int64_t batch, int64_t h
         turn_pairs(query + r * width, cos, sin, a.turning, true, asked + r * width);
     }
     const __mmask16 real = __mmask16((1u << count) - 1);
+    __m512 few[BLOCK];
+    if constexpr (CHUNKS != 0)
+      if (inside && !whole) turned_scores<CHUNKS>(int(rows), turns, asked, tile, few);
     for (int64_t r = 0; r < rows; r++) {
-      const __m512 score = scores_of<CHUNKS>((whole ? query : asked) + r * width, tile, chunks);
+      const __m512 score =
+          inside && !whole ? few[r]
+                           : scores_of<CHUNKS>((whole ? query : asked) + r * width, tile, chunks);
       // Causal among the new tokens: the newest token that this query sees, counted as the tile is.
       const int64_t newest = coded - a.queries + r % a.queries + (whole ? a.first : 0);
       const int64_t sees = newest + 1 - (whole ? first - behind : first);

@@ -40,7 +40,7 @@ HEADERS = tuple(
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi", "avx512_bf16"})
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 PATIENCE = 120
-"""Seconds a compiler may take (measured: 4)."""
+"""Seconds a compiler may take (measured: 17)."""
 
 
 class Native:
