@@ -21,6 +21,7 @@ from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.measure import step_cost as step_cost_probe
 from compresskit.measure.energy import counters, metering
+from compresskit.measure.memory import weights
 from compresskit.measure.memory.accounts import Accounts, runtime
 from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.method import Context, Outline
@@ -172,7 +173,9 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         gc.collect()
         applied_at = time.perf_counter()
         setting_up.close()
-        phases["compress"] = books.phase(meter.read(), system.model, system.step)
+        phases["compress"] = books.phase(
+            meter.read(), system.model, system.step, weights.beside(system)
+        )
         # A probe of compiled steps builds them, which takes many times as long as timing them.
         compiled = plan.spec.engine.mode == "compiled" and bool(probed)
         building = sum(one.seconds for one in probed) if compiled else 0.0

@@ -80,7 +80,9 @@ class Sample(Stored):
     schedstat): what load on the machine took from this very sample. Null where nobody counts."""
     tokens_sha256: str | None = None
     """Hash of the token ids that were delivered: equal hashes, equal output."""
-    # Left out where nothing speculates, so that older records are written as they were read.
+    # Left out where there is none, so that older records are written as they were read.
+    prompt_tokens: Annotated[float | None, Field(exclude_if=lambda one: one is None)] = None
+    """Tokens of a prompt, the mean of the rows, where prompts have lengths of their own."""
     per_step_drafted: Annotated[
         tuple[tuple[int, ...], ...] | None, Field(exclude_if=lambda rows: rows is None)
     ] = None

@@ -43,6 +43,11 @@ class Bench:
     tick: Callable[[str, str], None] = lambda phase, detail: None
     """Told before each repetition, for progress: the pass, and which repetition."""
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt: of all of them, or the mean where they have lengths of their own."""
+        return round(sum(map(len, self.prompts)) / len(self.prompts))
+
     def request(self, index: int, batch: int, new_tokens: int | None = None) -> Request:
         """The `index`-th request of `batch` rows."""
         rows = [
@@ -67,7 +72,11 @@ class Bench:
             system = replace(system, during=parts.during)
         measure = clock.trace if probe == "trace" else clock.span
         sample = measure(lambda: system.generate(request), synchronize=wait)
-        return sample.model_copy(update={"forwards": counter.calls, "parts": parts.stored()})
+        found: dict[str, Any] = {"forwards": counter.calls, "parts": parts.stored()}
+        if request.mask is not None or request.tokens.shape[-1] != self.workload.prompt_tokens:
+            real = request.tokens.numel() if request.mask is None else int(request.mask.sum())
+            found["prompt_tokens"] = real / batch
+        return sample.model_copy(update=found)
 
 
 @dataclass

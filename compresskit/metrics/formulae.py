@@ -14,7 +14,7 @@ class Timed(NamedTuple):
 
     sample: Sample
     batch: int
-    prompt_tokens: int
+    prompt_tokens: float
 
     @property
     def tokens(self) -> int:

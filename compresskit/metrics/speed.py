@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def latency(record: Record) -> list[Timed]:
     """Repetitions of the latency pass, all blocks together."""
     return [
-        Timed(sample, probe.batch, probe.prompt_tokens)
+        Timed(sample, probe.batch, sample.prompt_tokens or probe.prompt_tokens)
         for block in record.blocks
         if (probe := block.passes.latency) is not None
         for sample in probe.samples
@@ -39,7 +39,7 @@ def latency(record: Record) -> list[Timed]:
 def throughput(record: Record, batch: int) -> list[Timed]:
     """Repetitions of the throughput pass at one batch size, all blocks together."""
     return [
-        Timed(sample, probe.batch, probe.prompt_tokens)
+        Timed(sample, probe.batch, sample.prompt_tokens or probe.prompt_tokens)
         for block in record.blocks
         for probe in block.passes.throughput or ()
         if probe.batch == batch

@@ -152,3 +152,28 @@ def test_bad_questions_say_where(questions, tmp_path):
     questions.write_text('{"turns": ["fine"]}\n{"answer": 3}\n')
     with pytest.raises(InputError, match="line 2: no question"):
         make(f"questions:{questions}")
+
+
+def test_a_rate_of_questions_goes_by_the_tokens_that_they_have(questions):
+    from compresskit import metrics, runner
+    from compresskit.spec import ModelSpec, ProtocolSpec, RunSpec
+
+    spec = RunSpec(
+        model=ModelSpec(name="tiny"),
+        device="cpu",
+        workload=WorkloadSpec(
+            text=f"questions:{questions}#mt_bench",
+            prompt_tokens=200,
+            new_tokens=4,
+            batch_sizes=(2,),
+        ),
+        protocol=ProtocolSpec(passes=("latency",), warmups=0, repeats=1),
+    )
+    record = runner.run(spec)
+    assert record.status == "ok", record.reason
+    (sample,) = record.blocks[0].passes.latency.samples
+    asked = [len(text) for text in ("Add 1 and 2.", "Why is the sky blue?")]
+    assert 2 < sample.prompt_tokens < max(asked)
+    assert sample.prompt_tokens != 200
+    rate = metrics.METRICS["prefill_tokens_per_s"].samples(record)
+    assert rate == [2 * sample.prompt_tokens / sample.arrivals[0].seconds]

@@ -32,7 +32,9 @@ def by_batch(record: Record) -> list[Served]:
     ):
         kept = tuple(one for one in samples if one.chunks and one.first > 0)
         if kept and kept[0].batch not in found:
-            found[kept[0].batch] = Served(kept[0].batch, kept[0].prompt_tokens, kept, chunked)
+            found[kept[0].batch] = Served(
+                kept[0].batch, round(kept[0].prompt_tokens), kept, chunked
+            )
     return list(found.values())
 
 

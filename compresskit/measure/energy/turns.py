@@ -127,7 +127,7 @@ class Energy:
         return sum(int(chunk.lengths.sum()) for chunk in chunks)
 
     def _one_prefill(self) -> int:
-        return self._run(1) * self.bench.workload.prompt_tokens
+        return self._run(1) * self.bench.prompt_tokens
 
     def _one_answer(self) -> int:
         return self._run(self.bench.workload.new_tokens)
@@ -143,7 +143,7 @@ class Energy:
             generate=tuple(self._generate),
             idle=self._idle,
             batch=self.bench.workload.batch_sizes[0],
-            prompt_tokens=self.bench.workload.prompt_tokens,
+            prompt_tokens=self.bench.prompt_tokens,
             new_tokens=self.bench.workload.new_tokens,
         )
 

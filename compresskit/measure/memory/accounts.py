@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from compresskit.measure.memory import residency
-from compresskit.measure.memory.weights import pieces, resident_weights
+from compresskit.measure.memory.weights import Piece, pieces, resident_weights
 from compresskit.record import Measured, Phase, Reading, Unavailable
 from compresskit.units import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from compresskit.device import Device
     from compresskit.measure.memory.residency import Resident
@@ -85,13 +85,14 @@ class Accounts:
         peaks: Mapping[str, Reading],
         model: Any,
         step: Any = None,
+        others: Sequence[tuple[Any, Any]] = (),
         *,
         tensors: Mapping[str, Reading] | None = None,
         at: Instant | None = None,
         high: Reading | None = None,
         slack: Reading | None = None,
     ) -> Phase:
-        """Explain `peaks` by the weights of `model` and `step` and by `tensors`.
+        """Explain `peaks` by the weights of `model`, `step` and `others`, and by `tensors`.
 
         CPU: `at` is the moment that the parts speak of, by default now; `high` the peak of the very
         run in which that moment was, where it is not the run of `peaks`. GPU: `slack` is what
@@ -101,19 +102,20 @@ class Accounts:
         if self.cuda:
             counter = _gpu_counter(peaks)
             parts["weights"] = measured(
-                sum(piece.nbytes for piece in pieces(model, step)), "storage bytes"
+                sum(piece.nbytes for piece in pieces(model, step, others)), "storage bytes"
             )
             parts["slack"] = slack or gpu_slack()
             if counter == "process_vram":
                 parts["runtime"] = self.runtime
         else:
             counter = "rss"
-            parts |= self._cpu(model, step, at or Instant.now(), high or peaks["rss"])
+            parts |= self._cpu(
+                list(pieces(model, step, others)), step, at or Instant.now(), high or peaks["rss"]
+            )
         ordered = {name: parts[name] for name in ORDER if name in parts}
         return Phase(peaks=dict(peaks), counter=counter, parts=ordered)
 
-    def _cpu(self, model: Any, step: Any, at: Instant, high: Reading) -> dict[str, Reading]:
-        held = list(pieces(model, step))
+    def _cpu(self, held: list[Piece], step: Any, at: Instant, high: Reading) -> dict[str, Reading]:
         weights = resident_weights(held)
         parts: dict[str, Reading] = {"runtime": self.runtime, "weights": weights.reading}
         now = at.resident

@@ -20,7 +20,7 @@ from compresskit.measure.memory.moved import cache_traffic, moved_bytes
 from compresskit.measure.memory.peaks import PeakMeter
 from compresskit.measure.memory.vram import ProcessVram
 from compresskit.measure.memory.watched import DECODE, PREFILL, Caches, watched
-from compresskit.measure.memory.weights import weight_bytes
+from compresskit.measure.memory.weights import beside, weight_bytes
 from compresskit.record import MemoryPass, Phase, Reading, Unavailable
 from compresskit.system import longest
 
@@ -40,11 +40,13 @@ def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -
     books = Accounts(
         system.device, plain.context if system.device.kind == "cuda" else _runtime(phases)
     )
+    others = beside(system)
     used = {
         name: books.phase(
             plain.peaks[name],
             system.model,
             system.step,
+            others,
             tensors=seen.tensors[name],
             at=seen.at.get(name),
             high=seen.high[name],
@@ -55,7 +57,7 @@ def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -
     return MemoryPass(
         batch=batch,
         tokens_in_cache=plain.tokens,
-        weights_bytes=weight_bytes(system.model, system.step),
+        weights_bytes=weight_bytes(system.model, system.step, others),
         parameters=parameters,
         cache_bytes=plain.cache,
         drafter_bytes=plain.drafter,
@@ -115,6 +117,6 @@ def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
         close(DECODE)
     # The last token has been emitted but never fed back.
     traffic = cache_traffic(*caches.made)
-    tokens = bench.workload.prompt_tokens + longest(seen)[-1] - 1
+    tokens = bench.request(0, batch).tokens.shape[-1] + longest(seen)[-1] - 1
     drafter = told.get("drafter_bytes")
     return _AsItIs(peaks, slack, context, caches.held(), traffic, tokens, drafter)

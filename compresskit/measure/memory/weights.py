@@ -5,6 +5,7 @@
     codes, packed            quantised or laid-out weights, padding included
     scales, zero_points, bias
     constants                what a compiled graph froze and does not share with the model
+    drafter                  what only a draft model or drafting heads hold, of any of these kinds
 
 A packed layout may be opaque or padded, and an element size then lies, so a module with
 `held_bytes` answers for itself; whatever torch owns is counted by its storage.
@@ -24,7 +25,9 @@ from compresskit.record import Estimated, Measured, Reading
 from compresskit.units import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from compresskit.system import System
 
 Key = tuple[torch.device, int]
 
@@ -40,17 +43,32 @@ class Piece(NamedTuple):
     """Held by a compiled graph only."""
 
 
-def weight_bytes(model: Any, step: Any = None) -> dict[str, int]:
-    """Bytes held by `model`, and by the compiled graphs of `step`, by storage class."""
+def beside(system: System) -> list[tuple[Any, Any]]:
+    """Modules that `system` holds beside its model, each with a step whose graphs may hold more."""
+    heads = [(module, None) for module in system.beside]
+    return [(draft.model, draft.step) for draft in system.drafts] + heads
+
+
+def weight_bytes(
+    model: Any, step: Any = None, others: Sequence[tuple[Any, Any]] = ()
+) -> dict[str, int]:
+    """Bytes held by `model` and the compiled graphs of `step`, by storage class; `others` on top."""
     totals: dict[str, int] = {}
-    for piece in pieces(model, step):
+    for piece in pieces(model, step, others):
         totals[piece.kind] = totals.get(piece.kind, 0) + piece.nbytes
     return totals
 
 
-def pieces(model: Any, step: Any = None) -> Iterator[Piece]:
-    """Everything that `model` and the graphs of `step` hold, each storage once."""
+def pieces(model: Any, step: Any = None, others: Sequence[tuple[Any, Any]] = ()) -> Iterator[Piece]:
+    """Everything that `model` and the graphs of `step` hold, each storage once, then the `others`."""
     seen: set[Key] = set()
+    yield from _of_one(model, step, seen)
+    for other, its_step in others:
+        for piece in _of_one(other, its_step, seen):
+            yield piece._replace(kind="drafter")
+
+
+def _of_one(model: Any, step: Any, seen: set[Key]) -> Iterator[Piece]:
     for module in model.modules():
         if isinstance(module, HoldsBytes):
             yield from _packed(module, seen)

@@ -32,6 +32,7 @@ def bench(world, **protocol):
         system=SimpleNamespace(device=resolve("cpu"), model=None, generate=generate),
         protocol=ProtocolSpec(**protocol),
         workload=WorkloadSpec(prompt_tokens=PROMPT, new_tokens=NEW, batch_sizes=(BATCH,)),
+        prompt_tokens=PROMPT,
         seed=7,
         request=lambda index, batch, new: SimpleNamespace(max_new_tokens=new),
     )
