@@ -39,6 +39,7 @@ def context(record: Record) -> dict[str, str | int]:
         "dtype": model.dtype if model else "unknown type",
         "device": clean(device.name) if device else "unknown device",
         "threads": spec.protocol.threads,
+        "text": clean(spec.workload.text),
         "prompt_tokens": spec.workload.prompt_tokens,
         "new_tokens": spec.workload.new_tokens,
         "batch": main_batch(record),

@@ -67,9 +67,10 @@ class Group:
         """The context in one line."""
         c = self.context
         threads = f"{c['threads']} thread{'' if c['threads'] == 1 else 's'}"
+        kind = "" if c["text"] == "embedded" else f" ({c['text']})"
         return (
             f"{c['model']} ({c['revision']}, {c['baseline']}), {c['dtype']}, {c['device']}, {threads}; "
-            f"{c['prompt_tokens']} prompt + {c['new_tokens']} new tokens, batch {c['batch']}"
+            f"{c['prompt_tokens']} prompt{kind} + {c['new_tokens']} new tokens, batch {c['batch']}"
         )
 
     def section(self, name: Section) -> tuple[Column, ...]:

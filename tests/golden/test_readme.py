@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compresskit import catalogue, stats
-from compresskit.report import bits, cells, held, join, markdown, table
+from compresskit.report import bits, cells, held, join, markdown, speculation, table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -114,6 +114,38 @@ def caches(suite: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+DRAFTERS = {
+    "tokens_per_step": ("tok/step", "plain"),
+    "draft_acceptance_rate": ("accepted", "share"),
+    "draft_share": ("draft", "share"),
+    "host_share": ("host", "share"),
+    "speedup_predicted": ("× predicted", "ratio"),
+    "decode_ratio_to_baseline": ("× same-mode dense", "ratio"),
+    "decode_ratio_to_best_dense": ("× best dense", "ratio"),
+    "best_draft_length": ("best k", "count"),
+    "lossless": ("lossless", "words"),
+}
+
+
+def drafters(suite: str) -> str:
+    """Drafters of one suite, a block for each kind of work."""
+    folders = sorted((ROOT / "results").glob(f"*/{suite}"))
+    if not folders:  # not measured yet
+        return ""
+    heads = ["work", "row", *(head for head, _ in DRAFTERS.values())]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- |" + " --: |" * len(DRAFTERS)]
+    for group in speculation.by_speculation(table.build(join.load(folders))).groups:
+        work = str(group.context["text"]).partition("#")
+        for row in group.rows:
+            texts = [
+                cells.text(replace(row.cells[key], note=None), style)
+                for key, (_, style) in DRAFTERS.items()
+            ]
+            name = row.name().replace("speculative/", "")
+            lines.append(f"| {' | '.join([work[2] or work[0], name, *texts])} |")
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.parametrize(
     ("page", "name", "make"),
     [
@@ -121,6 +153,9 @@ def caches(suite: str) -> str:
         ("benchmarks/README.md", "gemma", partial(schemes, "quantization-gemma")),
         ("README.md", "kv-tiny", partial(caches, "kv-tiny")),
         ("benchmarks/README.md", "kv", partial(caches, "kv")),
+        ("README.md", "speculative", partial(drafters, "speculative")),
+        ("benchmarks/README.md", "speculative-tiny", partial(drafters, "speculative-tiny")),
+        ("benchmarks/README.md", "spec-bench", partial(drafters, "spec-bench")),
         ("README.md", "methods", methods),
         ("README.md", "demo", demo),
         ("benchmarks/README.md", "interleaved", interleaved),
