@@ -9,9 +9,10 @@ import pytest
 import torch
 from compresskit_kernels.kv_decode import quantise
 
-from benchmarks.gpu import kernels, records, runner, shapes, table, timing
+from benchmarks.gpu import kernels, records, runner, shapes, speculation, table, timing
 from benchmarks.gpu.arms import Absent, Arm, Entry
 from benchmarks.gpu.stages import STAGES, Settings, attention, products, weight_only
+from compresskit import suite
 
 DRY = Settings.dry()
 ABOUT = {"dry_run": True, "copy_bytes_per_second": None}
@@ -235,3 +236,31 @@ def test_a_sample_is_the_time_of_one_call(monkeypatch, seconds, captures):
     assert timed.graph is captures
     assert timed.calls_per_sample % 7 == 0
     assert timed.calls_per_sample * seconds >= 0.9 * timing.GRAPH_SECONDS
+
+
+@pytest.mark.parametrize("size", [speculation.FULL, speculation.DRY], ids=["full", "dry"])
+def test_suites_of_speculation_are_suites(size, tmp_path):
+    """Every row has its dense row in the same mode and on the same text; nothing is misspelt."""
+    texts = {
+        "work": speculation.work("tiny", size, tmp_path / "question.jsonl"),
+        "surface": speculation.surface("tiny", size),
+    }
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text)
+        specs = suite.resolve(suite.read(path))
+        digests = {spec.digest() for spec in specs}
+        assert all(spec.baseline().digest() in digests for spec in specs)
+        assert any(spec.stack for spec in specs)
+    rates = {spec.stack[0].params["rate"] for spec in specs if spec.stack}
+    assert rates == set(size.rates)
+    assert (
+        len({spec.workload.text for spec in suite.resolve(suite.read(tmp_path / "work.toml"))}) == 9
+    )
+
+
+def test_a_session_whose_time_is_up_starts_nothing(tmp_path, capsys):
+    session = speculation.Session(tmp_path, minutes=0)
+    session.run("doctor")
+    assert "start again" in capsys.readouterr().err
+    assert not session.failed
