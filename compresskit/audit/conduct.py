@@ -100,7 +100,8 @@ def conduct(
     if asked.sampling.temperature > 0:
         give = law or (lambda asked: laws(plain, asked))
         test, again = _drawn(answer, plain, asked, give, dtype, tell)
-        if asked.depth is None and idle(test) and not convincing(test, asked, dtype):
+        odd = convincing(test, asked, dtype) or (again is not None and suspicious(again, asked))
+        if asked.depth is None and idle(test) and not odd:
             notes.append(
                 f"sampled: {SHALLOW} tokens met a draft in {test.touched} of {test.draws} answers, so "
                 f"{DEEP} were taken together"

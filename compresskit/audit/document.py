@@ -39,7 +39,7 @@ class Asked(Frozen):
     """Chi-square divergence, sum of (r - p)²/p over the cells, that must not go unnoticed."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     """Chance of suspecting a correct loop. A suspicion is tried again on fresh draws, so a correct one
-    is called lossy with at most 2 · alpha²."""
+    is called lossy with at most 4 · alpha²."""
     power: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Chance of noticing a divergence of `detect`."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -13,19 +13,18 @@ import pytest
 import torch
 
 from compresskit.audit.answer import loop
-from compresskit.audit.conduct import conduct, laws, plainly
+from compresskit.audit.conduct import conduct, laws
 from compresskit.audit.document import Asked
-from compresskit.hf import slots
-from compresskit.methods.speculative import _base, _loop, _verify
+from compresskit.methods.speculative import _verify
 from compresskit.methods.speculative._draft import NOTHING, Draft, EachRow
 from compresskit.methods.speculative._loop import speculate
-from compresskit.methods.speculative._rows import Rows
 from compresskit.methods.speculative._verify import Verdict, verify
 from compresskit.sampling import generator_for, probabilities
 from compresskit.spec import SamplingSpec
 
 V = 8
 PLAIN = SamplingSpec(temperature=1.0)
+HOT = SamplingSpec(temperature=1.0, top_k=2)
 NUCLEUS = SamplingSpec(temperature=1.0, top_p=0.8)
 
 
@@ -252,77 +251,40 @@ def test_a_wrong_rule_is_found(audit, name, wrong, sampling, monkeypatch):
     assert found_by(found) == {"sampled"}
 
 
-# Faults of the loop and its cache, on a model that minds what it has read
+# Three tokens that hardly meet a draft
 
 
-@pytest.fixture(scope="module")
-def lookup(open_stack):
-    """Audit prompt lookup on the tiny model; a judge of one's own may be put in."""
-    with open_stack("speculative/ngram:draft=3") as opened:
-        known = {}
+class Blank(Table):
+    """Drafts nothing before it has heard four words after the prompt."""
 
-        def audited(batch=4):
-            asked = Asked(batch=batch, prompts=8, greedy_tokens=20)
-            if batch not in known:
-                known[batch] = laws(opened.system, asked)
-            return conduct(
-                loop(opened.system),
-                plainly(opened.system),
-                asked,
-                label="planted",
-                model="tiny",
-                law=lambda asked: known[batch],
-                rule=False,
-            )
+    def observe(self, tokens):
+        self.heard = getattr(self, "heard", -1) + (len(tokens) if hasattr(self, "newest") else 1)
+        super().observe(tokens)
 
-        yield audited
+    def draft(self, limit):
+        return super().draft(limit) if self.heard >= 4 else NOTHING
 
 
-def test_lookup_as_it_is_passes(lookup):
-    found = lookup()
-    assert found.verdict == "lossless", found.reasons
-    assert found.stops.inside > 10
+@pytest.mark.parametrize(("says", "word"), [(None, "lossless"), (colder, "lossy")])
+def test_a_drafter_that_begins_blank_is_looked_at_later(plain, prompts, table, says, word):
+    def decode(system, request):
+        rows = [Blank(request, row, table, says=says) for row in range(len(request.tokens))]
+        return speculate(system, request, EachRow(rows))
 
+    def audited(depth):
+        return conduct(
+            loop(replace(plain, decode=decode)),
+            plain,
+            Asked(sampling=HOT, batch=4, depth=depth, draws=2000),
+            label="blank",
+            model="random",
+            law=lambda asked: laws(plain, asked, prompts),
+            rule=False,
+            identity=False,
+        )
 
-def bonus_lost(logits, drafts, sampling, generator):
-    """The cache is told of the whole draft, and the token behind it is forgotten."""
-    return [
-        Verdict(v.tokens[:-1], v.path) if v.path and v.accepted == len(d.tokens) else v
-        for v, d in zip(verify(logits, drafts, sampling, generator), drafts, strict=True)
-    ]
-
-
-def test_a_lost_bonus_token_is_found(lookup, monkeypatch):
-    monkeypatch.setattr(_base, "verify", bonus_lost)
-    found = lookup()
-    assert found.verdict == "lossy"
-    assert "greedy" in found_by(found)
-
-
-def test_a_cache_that_is_not_rolled_back_is_found(lookup, monkeypatch):
-    monkeypatch.setattr(slots, "roll_back", lambda cache, count: None)
-    found = lookup(batch=1)
-    assert found.verdict == "lossy"
-    assert {"sampled", "greedy"} <= found_by(found)
-
-
-def test_rows_that_change_places_after_a_ragged_step_are_found(lookup, monkeypatch):
-    keep = Rows.keep
-
-    def swapped(self, kept):
-        keep(self, kept)
-        if len({len(places) for places in kept}) > 1:
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys.roll(1, 0), layer.values.roll(1, 0)
-
-    monkeypatch.setattr(Rows, "keep", swapped)
-    found = lookup()
-    assert found.verdict == "lossy"
-    assert "greedy" in found_by(found)
-
-
-def test_a_stop_token_that_is_overrun_is_found(lookup, monkeypatch):
-    monkeypatch.setattr(_loop, "_until_stop", lambda tokens, stop: tokens)
-    found = lookup()
-    assert found.verdict == "lossy"
-    assert found_by(found) == {"stops"}
+    found = audited(None)
+    assert (found.verdict, found.sampled.depth) == (word, 6), found.reasons
+    assert any("6 were taken together" in note for note in found.notes)
+    shallow = audited(3)
+    assert (shallow.verdict, shallow.sampled.touched) == ("inconclusive", 0)
