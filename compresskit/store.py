@@ -124,7 +124,7 @@ def _named_as_today(record: Record, stored: dict[str, Any]) -> Record:
     fidelity = None if record.quality is None else record.quality.fidelity
     if record.quality is not None and fidelity is not None:
         for dense in record.spec.best_dense():
-            engine = {**stored["engine"], "mode": dense.engine.mode}
+            engine = {**stored.get("engine", {}), "mode": dense.engine.mode}
             if spec_digest({**stored, "stack": [], "engine": engine}) == fidelity.baseline_digest:
                 renamed = fidelity.model_copy(update={"baseline_digest": dense.digest()})
                 changes["quality"] = record.quality.model_copy(update={"fidelity": renamed})

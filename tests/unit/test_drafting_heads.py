@@ -12,12 +12,12 @@ from compresskit.decode import pad
 from compresskit.errors import Conflict, ModelError, SpecError
 from compresskit.hf.features import fingerprint, frozen_head, states
 from compresskit.methods.speculative import _heads
-from compresskit.methods.speculative._draft import ROOT, Evidence
+from compresskit.methods.speculative._draft import NOTHING, ROOT, Evidence
 from compresskit.methods.speculative._head_tree import HeadsDrafter, Node, grow
 from compresskit.methods.speculative._heads import Heads, examples
 
 NAME = "speculative/heads"
-SMALL = "draft=2,nodes=6,samples=16,length=128"
+SMALL = "draft=2,nodes=6,samples=16,row_tokens=128"
 
 
 # Features
@@ -121,7 +121,7 @@ def test_a_draft_holds_each_heads_candidates_down_to_the_limit():
     first, second = drafter.draft([2, 1])
     assert (first.tokens, first.parents) == ([1, 2, 3], [ROOT, 0, ROOT])
     assert (second.tokens, second.parents) == ([3, 1], [ROOT, ROOT])
-    assert drafter.draft([0, -1]) == [([], None, None)] * 2
+    assert drafter.draft([0, -1]) == [NOTHING] * 2
 
 
 # Trained on the tiny model

@@ -183,6 +183,7 @@ def test_kept_slots_that_do_not_move_show(lab, texts, monkeypatch):
     assert together(lab, system, texts[-1:], answers, 40, tree=True) != answers
 
 
+@torch.inference_mode()
 def test_single_slots_of_a_window_cannot_be_dropped(lab):
     system = lab.system("gemma3_text")
     cache = system.new_cache(40)
