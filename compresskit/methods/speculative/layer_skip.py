@@ -59,7 +59,7 @@ class LayerSkip(Speculative):
 
     skip: Literal["auto"] | tuple[int, ...] = "auto"
     """Layers left out, counted from 0; auto: evenly spread between the first and the last."""
-    keep: float = Field(0.75, gt=0, lt=1)
+    keep: float = Field(0.9, gt=0, lt=1)
     """auto: share of the layers that drafts."""
     draft: int = Field(3, ge=1)
     """Tokens drafted in a row per step."""
