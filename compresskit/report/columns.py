@@ -97,6 +97,8 @@ SPECULATION_FILES = (
     "verify_cost",
     "host_cost",
     "speedup_predicted",
+    "predicted_ratio_to_baseline",
+    "prediction_over_measured",
     "tpot_predicted_s",
     "best_draft_length",
     "drafter_bytes",

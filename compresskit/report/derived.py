@@ -17,7 +17,7 @@ from compresskit.metrics.payback import break_even_joules, break_even_seconds
 from compresskit.metrics.roofline import bound
 from compresskit.metrics.speculation import lossless, missing_steps, of_record
 from compresskit.metrics.windows import metered, provenance
-from compresskit.record import Unavailable
+from compresskit.record import Estimated, Measured, Unavailable
 from compresskit.report.cells import REFERENCE, Cell, Comparison, of_reading
 from compresskit.report.labels import clean
 from compresskit.stats import judge
@@ -44,6 +44,10 @@ def of_row(key: str, row: Row) -> Cell | None:
         return _lossless(row.record)
     if key == "acceptance_histogram":
         return _histogram(row.record)
+    if key == "predicted_ratio_to_baseline":
+        return _predicted(row.record, row.baseline)
+    if key == "prediction_over_measured":
+        return _off(row.record)
     return _bound(row.record) if key == "bound" else None
 
 
@@ -94,6 +98,32 @@ def _break_even(key: str, row: Row) -> Cell:
     if paired or cell.value is None:
         return cell
     return replace(cell, comparison=Comparison(paired=False))
+
+
+PREDICTED, MEASURED = METRICS["tpot_predicted_s"], METRICS["tpot_s"]
+
+
+def _predicted(record: Record, match: Match) -> Cell:
+    """What the cost model expects of speculation, over the dense row as it was measured."""
+    found = PREDICTED.value(record)
+    if match.record is None:
+        return Cell("unavailable", reason=match.reason)
+    dense = MEASURED.value(match.record)
+    if not isinstance(found, Estimated) or not isinstance(dense, Measured):
+        missing = dense if isinstance(found, Estimated) else found
+        return of_reading(missing)
+    ratio = dense.value / found.value
+    how = f"{found.model}; over the measured dense row"
+    return of_reading(Estimated(value=ratio, unit=Unit.RATIO, model=how))
+
+
+def _off(record: Record) -> Cell:
+    """Predicted time per token over the measured one: how far the cost model is off."""
+    found, measured = PREDICTED.value(record), MEASURED.value(record)
+    if not isinstance(found, Estimated) or not isinstance(measured, Measured):
+        return of_reading(measured if isinstance(found, Estimated) else found)
+    ratio = found.value / measured.value
+    return of_reading(Estimated(value=ratio, unit=Unit.RATIO, model=found.model))
 
 
 def _histogram(record: Record) -> Cell:

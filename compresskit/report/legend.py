@@ -51,7 +51,7 @@ def lines(table: Table) -> list[str]:
         for row in group.rows
     )
     legend += _cache(table)
-    legend += [speculation.LEGEND] if "speedup_predicted" in _shown(table) else []
+    legend += [speculation.LEGEND] if "predicted_ratio_to_baseline" in _shown(table) else []
     legend += [tasks.LEGEND] if any(group.section("tasks") for group in table.groups) else []
     legend += _limits_and_money(table)
     legend += _kinds(cells)

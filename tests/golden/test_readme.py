@@ -119,7 +119,7 @@ DRAFTERS = {
     "draft_acceptance_rate": ("accepted", "share"),
     "draft_share": ("draft", "share"),
     "host_share": ("host", "share"),
-    "speedup_predicted": ("× predicted", "ratio"),
+    "predicted_ratio_to_baseline": ("× predicted", "ratio"),
     "decode_ratio_to_baseline": ("× same-mode dense", "ratio"),
     "decode_ratio_to_best_dense": ("× best dense", "ratio"),
     "best_draft_length": ("best k", "count"),

@@ -100,6 +100,12 @@ def test_the_numbers_of_a_row(built):
     assert row.cells["speedup_predicted"].kind == "estimated"
     # 3 tokens in a step of 55 ms, over a pass of 45 ms a token.
     assert values["speedup_predicted"] == pytest.approx(3 * 45 / 55, rel=0.02)
+    # The dense row is what a prediction is about, and the measured row what it is held against.
+    dense, own = (built.groups[0].rows[place].cells["tpot_s"].value for place in (0, 1))
+    predicted = values["predicted_ratio_to_baseline"]
+    assert predicted == pytest.approx(dense / values["tpot_predicted_s"])
+    assert values["prediction_over_measured"] == pytest.approx(values["tpot_predicted_s"] / own)
+    assert row.cells["prediction_over_measured"].kind == "estimated"
     assert values["best_draft_length"] == 4
     assert row.cells["lossless"].words == "exact"
     assert row.cells["acceptance_histogram"].words == "8 8 8 8 8"

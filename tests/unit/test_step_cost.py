@@ -40,10 +40,10 @@ def test_every_width_is_timed_on_the_same_cache(lab, slow):
     assert found.widths == (1, 2, 3, 4, 5)
     assert (found.batch, found.tokens_in_cache, found.padded) == (1, 9, False)
     assert all(len(spent) == 3 for spent in found.seconds)
-    # One prefill, then each width once a round and once before; whatever came before is taken back.
+    # One prefill, then each width twice a round and twice before; whatever came before is taken back.
     assert step.seen[0] == (9, 0)
     assert {seen for _, seen in step.seen[1:]} == {9}
-    assert sorted(width for width, _ in step.seen[1:]) == sorted([1, 2, 3, 4, 5] * 4)
+    assert sorted(width for width, _ in step.seen[1:]) == sorted([1, 2, 3, 4, 5] * 8)
 
 
 def test_the_costs_are_those_of_the_step(lab, slow):
