@@ -114,6 +114,35 @@ def caches(suite: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+WORDS = {"better": "▲", "worse": "▼", "same": "=", "inconclusive": "?"}
+
+
+def kv_cost() -> str:
+    """Decode time against the length of the cache, and what the cache holds at the longest."""
+    folders = sorted((ROOT / "results").glob("*/kv-cost"))
+    if not folders:  # not measured yet
+        return ""
+    document = json.loads((folders[0] / "curve.json").read_text(encoding="utf-8"))
+    lengths = document["lengths"]
+    longest = list(lengths)[-1]
+    heads = [
+        "cache",
+        *(f"{int(tokens):,} tokens" for tokens in lengths),
+        f"held at {int(longest):,}",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --: |" * (len(heads) - 1)]
+    for name in document["rows"]:
+        times = []
+        for at in lengths.values():
+            row = at[name]
+            times.append(f"{1000 * row['median_seconds']:.1f} ms")
+            if row.get("ratio") is not None:
+                times[-1] += f" ({row['ratio']:.2f} {WORDS[row['verdict']]})"
+        held_bytes = sum(lengths[longest][name]["cache_bytes"].values()) / 1e6
+        lines.append(f"| {' | '.join([name.replace('kv/', ''), *times, f'{held_bytes:.1f} MB'])} |")
+    return "\n".join(lines) + "\n"
+
+
 DRAFTERS = {
     "tokens_per_step": ("tok/step", "plain"),
     "draft_acceptance_rate": ("accepted", "share"),
@@ -153,6 +182,7 @@ def drafters(suite: str) -> str:
         ("benchmarks/README.md", "gemma", partial(schemes, "quantization-gemma")),
         ("README.md", "kv-tiny", partial(caches, "kv-tiny")),
         ("benchmarks/README.md", "kv", partial(caches, "kv")),
+        ("benchmarks/README.md", "kv-cost", kv_cost),
         ("README.md", "speculative", partial(drafters, "speculative")),
         ("benchmarks/README.md", "speculative-tiny", partial(drafters, "speculative-tiny")),
         ("benchmarks/README.md", "spec-bench", partial(drafters, "spec-bench")),
