@@ -83,6 +83,16 @@ class Acceptance(NamedTuple):
         """Per place: share of the steps that drafted a token there and accepted all before it."""
         return self._rates(lambda step, place: step.drafted > place <= step.accepted)
 
+    def by_length(self) -> dict[int, list[float | None]]:
+        """Conditional rates of the steps that drafted 1, 2, ... tokens, apart."""
+        return {
+            length: Acceptance(
+                tuple(step for step in self.steps if step.drafted == length),
+                min(length, self.most),
+            ).conditional()
+            for length in sorted({step.drafted for step in self.steps})
+        }
+
     def _rates(self, counts: Callable[[Step, int], bool]) -> list[float | None]:
         """Accepted over counted steps; None for a place where no step counts."""
         rates: list[float | None] = []

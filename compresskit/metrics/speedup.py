@@ -1,14 +1,15 @@
 """What speculation should bring on this machine, from its own parts, beside what it brought.
 
     time(step) = T(1) · (d·c + v(d + 1) + h)       d    tokens drafted in it, of the longest row
-    tokens(step) = E(d)                            E    from the conditional acceptance by place
+    tokens(step) = E(d)                            E    from the conditional acceptance by place, of
+                                                        the steps that drafted d tokens
     predicted    = sum of tokens / sum of time
 
 with T(1) and v from the probe of passes (`Setup.step_costs`), c and h from the parts of the steps of
 the latency pass. The steps are those that were taken: a drafter that abstains has many of d = 0. Where
 all have one length this is the S of `stats.speculation`. The difference between prediction and
-measurement is what passes in real decoding cost more than in the probe, and acceptance that differs
-from step to step in ways that its mean by place does not show.
+measurement is what passes in real decoding cost more than in the probe, and what the parts of one
+step have to do with each other. Drafters draft longer where they are surer, hence acceptance by length.
 
 All of it is a model, so every number here is an estimate.
 """
@@ -122,10 +123,14 @@ def model(record: Record) -> Model | Unavailable:
         return Unavailable(reason=NO_PROBE)
     known = [rate for rate in found.conditional() if rate is not None]
     costs = costs_of(probed, taken)
+    expected = {
+        length: expected_tokens([rate for rate in rates if rate is not None])
+        for length, rates in found.by_length().items()
+    }
     tokens = time = 0.0
     for one in taken:
         for rows in verifications(one) or ():
-            tokens += mean([expected_tokens(known[: step.drafted]) for step in rows])
+            tokens += mean([expected.get(step.drafted, 1.0) for step in rows])
             time += costs.step(max(step.drafted for step in rows))
     return Model(costs, passes_of(probed)[0], known, tokens / time)
 
