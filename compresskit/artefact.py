@@ -244,10 +244,20 @@ def _context(
     return context
 
 
+FEW = 8
+"""Questions whose mean length stands for all."""
+
+
 def _trial_request(plan: Plan, system: System) -> Request:
     """A request of the run's shape, of the text kept for calibration; as long as the context allows."""
     shape = plan.spec.workload
-    count = min(shape.prompt_tokens, system.context - shape.new_tokens)
+    length = shape.prompt_tokens
+    if shape.text.startswith("questions:"):  # they have lengths of their own, often far below
+        protocol = plan.spec.protocol
+        count = min(FEW, shape.batch_sizes[0] * (protocol.warmups + protocol.repeats))
+        asked = workload.prompts(system.tokenizer, shape, count=count, seed=plan.spec.seed).ids
+        length = round(sum(map(len, asked)) / len(asked))
+    count = min(length, system.context - shape.new_tokens)
     ids = workload.calibration(system.tokenizer, "calibration", max(count, 1))
     tokens = torch.tensor([ids] * shape.batch_sizes[0], device=system.device.torch)
     return Request(

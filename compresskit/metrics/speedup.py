@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from compresskit.record import Reading, Record, StepCosts
 
+ALIKE = 2
+"""Times that the probed cache may be longer or shorter than the prompts: a pass costs by its length."""
 NO_PROBE = "what passes of several tokens cost was not measured; run it again"
 
 
@@ -121,6 +123,11 @@ def model(record: Record) -> Model | Unavailable:
     probed = None if record.setup is None else record.setup.step_costs
     if probed is None:
         return Unavailable(reason=NO_PROBE)
+    asked = mean([one.prompt_tokens for one in taken])
+    if not 1 / ALIKE <= probed.tokens_in_cache / asked <= ALIKE:
+        return Unavailable(
+            reason=f"passes were timed on {probed.tokens_in_cache} tokens, the prompts have {asked:.0f}"
+        )
     known = [rate for rate in found.conditional() if rate is not None]
     costs = costs_of(probed, taken)
     expected = {

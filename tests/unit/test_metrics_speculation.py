@@ -188,7 +188,7 @@ def test_a_loop_that_tells_no_parts_has_none():
 
 PROBE = StepCosts(
     batch=1,
-    tokens_in_cache=8,
+    tokens_in_cache=32,
     widths=(1, 2, 3),
     seconds=((0.5, 0.5, 2.5), (0.6, 0.6, 0.6), (0.55, 0.55, 0.55)),
     waited=((0.0, 0.0, 2.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
@@ -273,3 +273,13 @@ def test_what_the_rule_of_acceptance_promises(params, temperature, word):
         sampling={"temperature": temperature},
     )
     assert lossless(record.model_copy(update={"spec": spec}))[0] == word
+
+
+@pytest.mark.parametrize(("cached", "told"), [(16, True), (64, True), (15, False), (100, False)])
+def test_passes_on_another_length_say_nothing_about_these_prompts(cached, told):
+    probe = PROBE.model_copy(update={"tokens_in_cache": cached})
+    record = with_samples(sample([(0, 0), (2, 2), (2, 0)], parts=PARTS), costs=probe, draft=2)
+    found = METRICS["speedup_predicted"].value(record)
+    assert (found.kind == "estimated") == told
+    if not told:
+        assert f"timed on {cached} tokens, the prompts have 32" in found.reason
