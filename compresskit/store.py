@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from compresskit.record import Passes, Sample
 
 
-_NOT_RECORDS = frozenset({"machine.json", "interleaved.json", "meters.json"})
+_NOT_RECORDS = frozenset(
+    {"machine.json", "interleaved.json", "interleaved-2-threads.json", "meters.json", "curve.json",
+     "attention-overhead.json", "speculation-overhead.json"}
+)  # fmt: skip
+"""What lies beside records: the machine, and documents of benchmarks and of `curve`."""
 _AGAIN = "Delete it and run again."
 LARGEST = 1e24
 """No time, size or rate that a record holds comes near it; sums and products of them stay finite."""
