@@ -103,7 +103,7 @@ def load(path: Path) -> Record:
 def files(path: Path) -> list[Path]:
     """Files that should be records: `path` itself, or what lies in the folder and below, in order.
 
-    Machine files, raw benchmarks and imported results of other tools live beside records.
+    Machine files, raw benchmarks, audits and imported results of other tools live beside records.
     """
     if not path.is_dir():
         return [path]
@@ -112,7 +112,7 @@ def files(path: Path) -> list[Path]:
         for child in sorted(path.rglob("*.json"))
         if child.name not in _NOT_RECORDS
         and not child.name.startswith(".")
-        and not child.name.endswith(".peer.json")
+        and not child.name.endswith((".peer.json", ".audit.json"))
     ]
 
 
