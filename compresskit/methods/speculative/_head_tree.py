@@ -8,7 +8,7 @@ r"""From heads to drafts: a tree whose shape is fixed, filled with each head's b
 
 Heads see the same feature and not each other's choice, so every combination of their candidates is a
 guess; a node is worth the product of the accuracies along its path, and the most valuable nodes
-that hang together are taken (Cai et al. 2024, Medusa, arXiv 2401.10774, section 2.3.3).
+that hang together are taken (Cai et al. 2024, Medusa, arXiv 2401.10774).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RANKS = 10
 """Candidates of a head that are counted, and that a tree may use (Medusa's trees use as many)."""
 DECAY = 0.8
-"""Weight of a head's loss relative to the one before it (Medusa, section 2.2.1)."""
+"""Weight of a head's loss relative to the one before it (Medusa)."""
 HELD_OUT = 8
 """One row of so many is counted on, not trained on."""
 

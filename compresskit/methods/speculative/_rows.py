@@ -8,7 +8,8 @@ Tokens rejected in every row are cropped. A batch masks the others and gathers t
 too many are not; a single row moves what it keeps together at once, so that plain decoding, chains
 and trees all start from a dense cache and need no mask but a tree's own.
 
-Layouts of Qian et al. 2023, Batched Speculative Sampling, arXiv 2404.15778 (section 3.1: both pad).
+That rows which accept different lengths lose their places and masks if nobody keeps them is the subject
+of EqSpec, arXiv 2510.22876.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ becomes "accept while the draft is the arg max".
 
 A certain tree needs less: say a token after every node, independently, and walk down from the root
 while what was said is a child. What is emitted at each node is what the model said there, so its
-distribution is the model's whatever the tree holds (SpecInfer's naive sampling, Miao et al. 2023,
-arXiv 2305.09781, section 4.3).
+distribution is the model's whatever the tree holds (trees of drafts: Miao et al. 2023, SpecInfer,
+arXiv 2305.09781).
 
 `typical` is not lossless and says so: a draft token stays if the model finds it likely enough for
 its own uncertainty, p(x) > min(threshold, alpha · exp(-entropy of p)) (Cai et al. 2024, Medusa,
-arXiv 2401.10774, section 2.3.1).
+arXiv 2401.10774).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def fulfil(
 class Oracle(Speculative):
     """Accept each drafted token with a set probability: speed against acceptance, without a drafter.
 
-    Paper: expected tokens per pass of Leviathan et al. 2022, arXiv 2211.17192 (section 3.1), which
+    Paper: expected tokens per pass of Leviathan et al. 2022, arXiv 2211.17192, which
     this method makes true: (1 - rate^(draft + 1)) / (1 - rate).
     Differs: no drafter and no verification; the text means nothing and has no quality. Acceptance is
     independent from token to token, which that of real drafters is not.
