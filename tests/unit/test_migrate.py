@@ -21,9 +21,9 @@ FROZEN = dict(
     reversed(line.split()) for line in (RECORDS / "SHA256SUMS").read_text().strip().splitlines()
 )
 V1, V2 = (sorted((RECORDS / version).glob("*.json")) for version in ("v1", "v2"))
-ON_DISK = sorted(
-    path for path in RESULTS.rglob("*.json") if '"schema_version"' in path.read_text("utf-8")[:200]
-)
+ON_DISK = [
+    path for path in store.files(RESULTS) if '"schema_version"' in path.read_text("utf-8")[:200]
+]
 
 
 def stem(path: Path) -> str:
