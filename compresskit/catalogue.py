@@ -19,7 +19,7 @@ from compresskit import engines as engine_package, methods as method_package
 from compresskit.engine import AbstractEngine
 from compresskit.errors import SpecError, UnknownName
 from compresskit.method import AbstractMethod, Placed
-from compresskit.spec import EngineSpec, MethodSpec
+from compresskit.spec import EngineSpec, MethodSpec, parse_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -138,40 +138,9 @@ def label(stack: Iterable[MethodSpec], mode: str = "eager") -> str:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """Read `family/name:key=value,key=value` as typed on the command line.
-
-    Values are JSON where they parse as JSON (numbers, true, false, null, lists in brackets) and
-    text otherwise. A comma inside brackets does not end a value.
-    """
-    name, _, rest = text.partition(":")
-    params: dict[str, JsonValue] = {}
-    for item in _split(rest):
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(f"--method {text!r}: write parameters as key=value, not {item!r}.")
-        params[key.strip()] = _value(value.strip())
-    return normalise(MethodSpec(name=name.strip(), params=params))
-
-
-def _split(text: str) -> list[str]:
-    items: list[str] = []
-    depth, current = 0, ""
-    for char in text:
-        depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0:
-            items.append(current)
-            current = ""
-        else:
-            current += char
-    return [item for item in (*items, current) if item.strip()]
-
-
-def _value(text: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text)
-    except ValueError:
-        return text
-    return value
+    """Read `family/name:key=value,key=value` as typed on the command line (`spec.parse_call`)."""
+    name, params = parse_call(text, option="--method")
+    return normalise(MethodSpec(name=name, params=params))
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -418,6 +418,25 @@ class Quality(Stored):
     seconds: float | None = None
 
 
+class Training(Stored):
+    """What it took to train a model before the run; the run itself trained nothing."""
+
+    seconds: float
+    """Of the whole training: the teacher's passes, held-out checks and checkpoints included."""
+    energy: Reading
+    """Joules of the same time."""
+    steps: int
+    tokens: int
+    """Tokens learned from, repeated ones as often as they were read."""
+    teacher_tokens: int
+    """Tokens that the teacher read: fewer where a cache was read again, 0 where it was not asked."""
+    device: str
+    """Name of what it ran on."""
+    threads: int | None = None
+    processes: int = 1
+    started_at: str
+
+
 class Setup(Stored):
     """One-off cost of the artefact."""
 
@@ -433,6 +452,8 @@ class Setup(Stored):
     """What passes of several tokens cost, where the stack speculates. Probed before the speed passes;
     an adaptive draft length needs them at set-up, and then they are part of `apply_seconds`, or, where
     steps are compiled for them, of `compile_seconds`."""
+    training: Annotated[Training | None, Field(exclude_if=lambda one: one is None)] = None
+    """What training the model cost, where the stack trained one (a distilled student)."""
 
 
 class Git(Stored):

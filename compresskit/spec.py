@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -53,6 +54,57 @@ def spec_digest(document: object) -> str:
     """First 12 hex digits of the SHA-256 of a spec's canonical JSON: sorted keys, no spaces."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parse_call(text: str, *, option: str) -> tuple[str, dict[str, JsonValue]]:
+    """Read `name:key=value,key=value` as typed on the command line after `option`.
+
+    Values are JSON where they parse as JSON (numbers, true, false, null, lists in brackets) and
+    text otherwise. A comma inside brackets does not end a value.
+
+    Raises:
+        SpecError: a parameter is not of the form key=value.
+    """
+    name, _, rest = text.partition(":")
+    params: dict[str, JsonValue] = {}
+    for item in _split(rest):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"{option} {text!r}: write parameters as key=value, not {item!r}.")
+        params[key.strip()] = _value(value.strip())
+    return name.strip(), params
+
+
+def parse_sum(text: str, *, option: str) -> list[tuple[str, dict[str, JsonValue]]]:
+    """Read `name:key=value + name + ...`: several calls (`parse_call`), in order.
+
+    A plus sign inside a number (1e+3) joins nothing: what follows a joining one is a name.
+    """
+    return [parse_call(part, option=option) for part in _JOIN.split(text) if part.strip()]
+
+
+_JOIN = re.compile(r"\s*\+\s*(?=[A-Za-z])")
+
+
+def _split(text: str) -> list[str]:
+    items: list[str] = []
+    depth, current = 0, ""
+    for char in text:
+        depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0:
+            items.append(current)
+            current = ""
+        else:
+            current += char
+    return [item for item in (*items, current) if item.strip()]
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:

@@ -1,0 +1,11 @@
+"""Students: smaller models cut from a teacher, or begun from nothing.
+
+    layers:keep=0.5,choose=influence         fewer blocks
+    width:ffn=0.5,heads=0.67                 narrower blocks
+    scratch:num_hidden_layers=2              the teacher's kind of model, any size, random weights
+    vocabulary:size=16384                    fewer tokens, the tokenizer re-indexed
+    layers:keep=0.5 + vocabulary:size=16384  one after the other
+
+A maker says what the student will look like before any weights are loaded (`shape`), and then makes
+it. The files here are the only ones that cut models; teaching them is `compresskit.distill`.
+"""

@@ -1,0 +1,1 @@
+"""Students that take their teacher's place."""
