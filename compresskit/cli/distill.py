@@ -21,7 +21,9 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            "--teacher", "-m", metavar="MODEL",
+            "--teacher",
+            "-m",
+            metavar="MODEL",
             help="Who teaches: a Hub id, a local folder, pypi:smollm2-135m, or tiny. [default: tiny]",
             show_default=False,
         ),
@@ -58,34 +60,40 @@ def distill(
         typer.Option(
             help="Terms joined by +: ce, forward_kl, reverse_kl, jsd:beta=0.5, skew_kl, "
             "skew_reverse_kl, tvd, hidden. [default: forward_kl]",
-            rich_help_panel=_TEACHING, show_default=False,
+            rich_help_panel=_TEACHING,
+            show_default=False,
         ),
     ] = None,
     teacher_cache: Annotated[
         str | None,
         typer.Option(
             help="Ask the teacher once and keep topk:k=64 or draws:n=12 of it on disk.",
-            rich_help_panel=_TEACHING, show_default=False,
+            rich_help_panel=_TEACHING,
+            show_default=False,
         ),
     ] = None,
     on_policy: Annotated[
         float | None,
         typer.Option(
             help="Share of the rows that the student writes itself. [default: 0]",
-            rich_help_panel=_TEACHING, show_default=False,
+            rich_help_panel=_TEACHING,
+            show_default=False,
         ),
     ] = None,
     finish: Annotated[
         str | None,
         typer.Option(
-            metavar="METHOD", rich_help_panel=_TEACHING, show_default=False,
+            metavar="METHOD",
+            rich_help_panel=_TEACHING,
+            show_default=False,
             help="Let weights round as quant/int4 in the last part of the training.",
         ),
     ] = None,
     finish_share: Annotated[
         float | None,
         typer.Option(
-            help="That part of the budget. [default: 0.2]", rich_help_panel=_TEACHING,
+            help="That part of the budget. [default: 0.2]",
+            rich_help_panel=_TEACHING,
             show_default=False,
         ),
     ] = None,
@@ -93,7 +101,8 @@ def distill(
         str | None,
         typer.Option(
             help="'2M tokens', '500 steps', '45 minutes' or '20 kJ'. [default: 1M tokens]",
-            rich_help_panel=_STEPS, show_default=False,
+            rich_help_panel=_STEPS,
+            show_default=False,
         ),
     ] = None,
     length: Annotated[
@@ -105,7 +114,8 @@ def distill(
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Rows at a time, in each process. [default: 8]", rich_help_panel=_STEPS,
+            help="Rows at a time, in each process. [default: 8]",
+            rich_help_panel=_STEPS,
             show_default=False,
         ),
     ] = None,
@@ -119,7 +129,8 @@ def distill(
         Literal["adamw", "muon"] | None,
         typer.Option(
             help="muon moves the matrices of attention, AdamW the rest. [default: adamw]",
-            rich_help_panel=_STEPS, show_default=False,
+            rich_help_panel=_STEPS,
+            show_default=False,
         ),
     ] = None,
     rate: Annotated[
@@ -130,21 +141,22 @@ def distill(
     ] = None,
     weight_decay: Annotated[
         float | None,
-        typer.Option(
-            help="Of matrices. [default: 0]", rich_help_panel=_STEPS, show_default=False
-        ),
+        typer.Option(help="Of matrices. [default: 0]", rich_help_panel=_STEPS, show_default=False),
     ] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"] | None,
         typer.Option(
             help="Of matrix products; auto is bfloat16 where the device has it. [default: auto]",
-            rich_help_panel=_STEPS, show_default=False,
+            rich_help_panel=_STEPS,
+            show_default=False,
         ),
     ] = None,
     checkpointing: Annotated[
         bool | None,
         typer.Option(
-            "--checkpointing/--no-checkpointing", rich_help_panel=_STEPS, show_default=False,
+            "--checkpointing/--no-checkpointing",
+            rich_help_panel=_STEPS,
+            show_default=False,
             help="Compute activations twice instead of keeping them: less memory, more time.",
         ),
     ] = None,
@@ -152,7 +164,8 @@ def distill(
         str | None,
         typer.Option(
             help="Text that is only judged by. [default: every sixteenth row of --data]",
-            rich_help_panel=_KEEPING, show_default=False,
+            rich_help_panel=_KEEPING,
+            show_default=False,
         ),
     ] = None,
     held_out_rows: Annotated[
@@ -165,21 +178,24 @@ def distill(
         float | None,
         typer.Option(
             help="Share of the budget between two looks at it. [default: 0.1]",
-            rich_help_panel=_KEEPING, show_default=False,
+            rich_help_panel=_KEEPING,
+            show_default=False,
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             help="Stop after so many looks without progress; 0 = never. [default: 0]",
-            rich_help_panel=_KEEPING, show_default=False,
+            rich_help_panel=_KEEPING,
+            show_default=False,
         ),
     ] = None,
     save_every: Annotated[
         str | None,
         typer.Option(
             help="Seconds, minutes, steps or tokens between checkpoints. [default: 120 seconds]",
-            rich_help_panel=_KEEPING, show_default=False,
+            rich_help_panel=_KEEPING,
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[
@@ -191,7 +207,9 @@ def distill(
     revision: options.Revision = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Type that the student is saved in. [default: its teacher's]", show_default=False),
+        typer.Option(
+            help="Type that the student is saved in. [default: its teacher's]", show_default=False
+        ),
     ] = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustCode = False,

@@ -129,9 +129,7 @@ def verdict(outcome: Outcome) -> None:
     """Print what became of the student, what it cost, and what to do next."""
     card, screen = outcome.card, Console()
     screen.print(
-        sizes(
-            {"teacher": card.teacher_size, "predicted": card.predicted, "student": card.size}
-        )
+        sizes({"teacher": card.teacher_size, "predicted": card.predicted, "student": card.size})
     )
     for line in (*_learned(card), *_cost(card)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

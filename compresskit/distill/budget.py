@@ -60,7 +60,9 @@ class Amount(Frozen):
             )
         kind, scale = unit
         if found[2] and kind == "seconds":
-            raise SpecError(f"{option} {text!r}: write time without a prefix, such as '45 minutes'.")
+            raise SpecError(
+                f"{option} {text!r}: write time without a prefix, such as '45 minutes'."
+            )
         number = float(found[1].replace("_", "").replace(",", ""))
         value = number * _PREFIXES[found[2].lower()] * scale
         if value <= 0:

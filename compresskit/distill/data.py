@@ -111,7 +111,7 @@ def numbers_of(step: int, *, rows: int, batch: int, seed: int) -> torch.Tensor:
     """Numbers of the rows of a step, int64 `[batch]`; steps are counted from 0."""
     places = torch.arange(step * batch, (step + 1) * batch)
     epochs = places // rows
-    orders = {epoch: _order(epoch, rows, seed) for epoch in epochs.unique().tolist()}
+    orders = {epoch: _order(epoch, rows, seed) for epoch in set(epochs.tolist())}
     return torch.tensor(
         [int(orders[epoch][place]) for epoch, place in zip(epochs.tolist(), (places % rows).tolist(), strict=True)],
         dtype=torch.int64,

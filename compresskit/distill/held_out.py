@@ -36,7 +36,7 @@ class HeldOut:
     ) -> None:
         """Ask the teacher; `share` says which of the rows are this process's."""
         numbers = torch.arange(len(rows))[share]
-        self._batches = [rows.pick(part) for part in numbers.split(batch)]
+        self._batches = [rows.pick(part) for part in torch.split(numbers, batch)]
         self._device = device
         self._head = teacher.head
         self._hidden = [

@@ -1,7 +1,7 @@
 """Everything that a training needs, found and loaded: teacher, student, rows, lesson.
 
-    predict(recipe)   sizes of teacher and student from their configs; no weights
-    enrol(recipe)     the same with weights, and with rows to learn from
+predict(recipe)   sizes of teacher and student from their configs; no weights
+enrol(recipe)     the same with weights, and with rows to learn from
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compresskit import artefact
-from compresskit.card import Size
 from compresskit.distill import data as rows_of, finish
 from compresskit.distill.lesson import Lesson
 from compresskit.distill.losses import terms
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from compresskit.card import Size
     from compresskit.device import Device
     from compresskit.distill.recipe import Recipe
     from compresskit.hf.load import Loaded
@@ -125,7 +125,11 @@ def enrol(
     notify(f"making the student: {recipe.student}")
     draft = _make(recipe, known.source, device, data)
     _speak_alike(draft, teacher)
-    lesson = Lesson(draft.model, terms.parse(recipe.loss), blocks=draft.blocks)
+    lesson = Lesson(
+        draft.model, terms.parse(recipe.loss), blocks=draft.blocks,
+        teacher_width=teacher.model.config.get_text_config().hidden_size,
+        checkpointing=recipe.checkpointing,
+    )  # fmt: skip
     return School(
         recipe=recipe,
         source=known.source,
@@ -133,7 +137,7 @@ def enrol(
         teacher=Online(teacher.model, states=lesson.needs_states, autocast=autocast),
         draft=draft,
         lesson=lesson,
-        judge=Lesson(draft.model, terms.parse(_JUDGES), blocks=draft.blocks),
+        judge=Lesson(draft.model, terms.parse(_JUDGES)),
         data=data,
         teacher_size=known.teacher,
         predicted=known.student,
@@ -191,7 +195,7 @@ def _run_dtype(recipe: Recipe, autocast: torch.dtype | None) -> str:
 
 
 def _saved_dtype(source: ResolvedModel, recipe: Recipe) -> torch.dtype:
-    name = recipe.teacher.dtype
+    name: str = recipe.teacher.dtype
     if name == "auto":
         name = load.checkpoint_dtype(load.read_config(source.path))
     found: torch.dtype = getattr(torch, name)

@@ -51,7 +51,12 @@ class Trainer:
     """One training in one process; several processes hold one each and step together."""
 
     def __init__(
-        self, school: School, folder: Path, accelerator: Accelerator, effort: Effort, watcher: Watcher
+        self,
+        school: School,
+        folder: Path,
+        accelerator: Accelerator,
+        effort: Effort,
+        watcher: Watcher,
     ) -> None:
         """Ready to begin at step 0."""
         self.school, self.recipe, self.folder = school, school.recipe, folder
@@ -105,8 +110,10 @@ class Trainer:
                 self.curve.add(stride)
             self.watcher.step(stride)
             spent = self._spent()
-            if spent < 1 and spent // self.recipe.check_every > self.looks:
-                self.looks = int(spent // self.recipe.check_every)
+            # What is a whole number of shares but for rounding counts as one.
+            due = math.floor(spent / self.recipe.check_every + 1e-9)
+            if spent < 1 and due > self.looks:
+                self.looks = due
                 self._look()
             asked = self._agree(float(interrupt.wanted)) > 0
             if asked or self._due() or spent >= 1 or self.stopped:
@@ -162,15 +169,18 @@ class Trainer:
         return [one_on(rows.pick(part), self.accelerator.device) for part in mine]
 
     def _rows_of_a_step(self) -> int:
-        return self.recipe.batch * self.recipe.accumulate * self.accelerator.num_processes
+        return self.recipe.batch * self.recipe.accumulate * int(self.accelerator.num_processes)
 
     def _refuse_nan(self, loss: float, norm: float) -> None:
         """Stop before anything that is not finite reaches the weights."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
         what = f"loss is {loss}" if not math.isfinite(loss) else f"length of the gradient is {norm}"
-        held = (self.folder / checkpoint.FILE).exists()
-        kept = f"The last checkpoint, of step {self._saved[0]}, is kept in {self.folder}" if held else "No checkpoint had been written yet"  # fmt: skip
+        kept = (
+            f"The last checkpoint, of step {self._saved[0]}, is kept in {self.folder}"
+            if (self.folder / checkpoint.FILE).exists()
+            else "No checkpoint had been written yet"
+        )
         raise RunError(
             f"step {self.step + 1}: the {what}. {kept}. Train again with a lower --rate, with "
             "--precision float32, or without the rows that cause it."
@@ -181,7 +191,9 @@ class Trainer:
         if self.recipe.finish is not None and spent >= 1 - self.recipe.finish_share:
             if not self._rounding:
                 self.watcher.phase(f"rounding as {self.recipe.finish} from here on")
-                finish.begin(self.school.draft.model, self.recipe.finish, saved_as=self.school.dtype)
+                finish.begin(
+                    self.school.draft.model, self.recipe.finish, saved_as=self.school.dtype
+                )
             self._rounding = True
 
     def _look(self) -> Check:
