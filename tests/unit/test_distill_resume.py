@@ -196,7 +196,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(RunError, match="disk is full.*is kept.*--resume"):
+        with pytest.raises(RunError, match=r"disk is full.*is kept.*--resume"):
             train(recipe(), cut, resume=True)
     assert (cut / checkpoint.FILE).read_bytes() == before
     assert not list(cut.glob("*.partial"))
