@@ -72,6 +72,14 @@ def distill(
             show_default=False,
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for that cache, to be used again. [default: in --out, while it trains]",
+            rich_help_panel=_TEACHING,
+            show_default=False,
+        ),
+    ] = None,
     on_policy: Annotated[
         float | None,
         typer.Option(
@@ -254,7 +262,9 @@ def distill(
         from compresskit.errors import UsageError
 
         raise UsageError("--out: name the folder that the student goes into (or --predict only).")
-    outcome = train_with_progress(recipe, out, device=device, threads=threads, resume=resume)
+    outcome = train_with_progress(
+        recipe, out, device=device, threads=threads, resume=resume, cache=cache
+    )
     if outcome is None:
         raise typer.Exit(Exit.FAILED)
     if not outcome.main:

@@ -92,7 +92,7 @@ class TrainingProgress:
 
 
 def train_with_progress(
-    recipe: Recipe, folder: Path, *, device: str, threads: int, resume: bool
+    recipe: Recipe, folder: Path, *, device: str, threads: int, resume: bool, cache: Path | None
 ) -> Outcome | None:
     """Train with a bar on stderr; None if it was interrupted, which is said there."""
     from compresskit.distill.train import train
@@ -101,7 +101,7 @@ def train_with_progress(
     try:
         with source_progress() as progress, TrainingProgress() as watcher:
             return train(
-                recipe, folder, device=device, threads=threads, resume=resume,
+                recipe, folder, device=device, threads=threads, resume=resume, cache=cache,
                 watcher=watcher, progress=progress,
             )  # fmt: skip
     except Interrupted as reason:

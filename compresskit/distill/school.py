@@ -16,6 +16,7 @@ from compresskit import artefact
 from compresskit.distill import data as rows_of, finish
 from compresskit.distill.lesson import Lesson
 from compresskit.distill.losses import terms
+from compresskit.distill.teachers.cache.parse import parse as cache_format
 from compresskit.distill.teachers.online import Online
 from compresskit.errors import InputError, SpecError
 from compresskit.hf import load
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from compresskit.card import Size
     from compresskit.device import Device
     from compresskit.distill.recipe import Recipe
+    from compresskit.distill.teachers.cache.formats import Format
     from compresskit.hf.load import Loaded
     from compresskit.hf.sources import Progress, ResolvedModel
 
@@ -57,6 +59,8 @@ class School:
     source: ResolvedModel
     device: Device
     teacher: Online
+    tokenizer: HFTokenizer
+    """The teacher's."""
     draft: Draft
     lesson: Lesson
     judge: Lesson
@@ -86,7 +90,8 @@ def predict(recipe: Recipe, progress: Progress) -> Prediction:
     config = load.load_config(source.path, recipe.teacher)
     dtype = _saved_dtype(source, recipe)
     shape = makers.shape(makers.parse(recipe.student), config)
-    terms.check(terms.parse(recipe.loss), "dense")
+    kind = "dense" if recipe.teacher_cache is None else _format(recipe.teacher_cache).kind
+    terms.check(terms.parse(recipe.loss), kind)
     if recipe.finish is not None:
         finish.check(recipe.finish)
     return Prediction(
@@ -135,6 +140,7 @@ def enrol(
         source=known.source,
         device=device,
         teacher=Online(teacher.model, states=lesson.needs_states, autocast=autocast),
+        tokenizer=teacher.tokenizer,
         draft=draft,
         lesson=lesson,
         judge=Lesson(draft.model, terms.parse(_JUDGES)),
@@ -144,6 +150,10 @@ def enrol(
         dtype=_saved_dtype(known.source, recipe),
         autocast=autocast,
     )
+
+
+def _format(text: str) -> Format:
+    return cache_format(text, option="--teacher-cache")
 
 
 def _make(recipe: Recipe, source: ResolvedModel, device: Device, data: rows_of.Data) -> Draft:

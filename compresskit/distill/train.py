@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from compresskit import card as cards, device as devices
 from compresskit.card import Card
 from compresskit.distill import checkpoint, product, school
+from compresskit.distill.asking import FOLDER, ask
 from compresskit.distill.budget import Amount
 from compresskit.distill.curve import Curve
 from compresskit.distill.effort import Effort
@@ -49,10 +51,14 @@ def train(
     device: str = "auto",
     threads: int = 1,
     resume: bool = False,
+    cache: Path | None = None,
     watcher: Watcher | None = None,
     progress: Progress = no_progress,
 ) -> Outcome:
     """Make the student of `recipe`, train it and save it in `folder`.
+
+    cache: folder for what a cache keeps of the teacher (`Recipe.teacher_cache`), which then outlives the
+    training.
 
     Launched several times by accelerate, the processes train it together.
 
@@ -79,11 +85,18 @@ def train(
             recipe, found, processes=accelerator.num_processes, notify=watcher.phase,
             progress=progress,
         )  # fmt: skip
-        trainer = Trainer(room, folder, accelerator, effort, watcher)
-        if state is not None:
-            trainer.restore(state)
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
+        # The first process writes a cache, the others wait and read it.
+        with accelerator.main_process_first():
+            main = accelerator.is_main_process
+            asking = ask(room, cache or folder / FOLDER, writes=main, progress=progress)
+        trainer = Trainer(room, asking, folder, accelerator, effort, watcher)
+        if state is not None:
+            trainer.restore(state)
+        elif asking.bill.teacher_tokens:
+            trainer.charge(asking.bill)
+        if accelerator.is_main_process:
             trainer.curve = stack.enter_context(Curve(folder, trainer.step))
         trainer.run(interrupt)
         training = _training(trainer, found, threads)
@@ -92,6 +105,8 @@ def train(
         watcher.phase("saving the student")
         product.save(room.draft.model, room.draft.tokenizer, folder, card)
         (folder / checkpoint.FILE).unlink(missing_ok=True)
+        if cache is None:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
     accelerator.wait_for_everyone()
     return Outcome(card, folder, accelerator.is_main_process)
 
@@ -145,6 +160,7 @@ def _card(room: School, trainer: Trainer, training: Training) -> Card:
         size=sizes.size_of_model(model),
         facts={
             **room.draft.facts,
+            **trainer.asking.facts,
             "training_rows": len(room.data.train),
             "held_out_rows": len(room.data.held_out),
             "training_rows_sha256": room.data.train.sha256,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from compresskit.distill.asking import Asking, Bill
     from compresskit.distill.batch import Batch
     from compresskit.distill.curve import Curve
     from compresskit.distill.effort import Effort
@@ -53,6 +54,7 @@ class Trainer:
     def __init__(
         self,
         school: School,
+        asking: Asking,
         folder: Path,
         accelerator: Accelerator,
         effort: Effort,
@@ -60,6 +62,7 @@ class Trainer:
     ) -> None:
         """Ready to begin at step 0."""
         self.school, self.recipe, self.folder = school, school.recipe, folder
+        self.asking = asking
         self.accelerator, self.effort, self.watcher = accelerator, effort, watcher
         self.budget = Amount.parse(self.recipe.budget, option="--budget")
         self.save_every = Amount.parse(self.recipe.save_every, option="--save-every")
@@ -136,7 +139,7 @@ class Trainer:
         weight = self._sum(sum(batch.label_weights().sum().double() for batch in batches))
         sums: dict[str, torch.Tensor] = {}
         for place, batch in enumerate(batches):
-            target = self.school.teacher.targets(batch)
+            target = self.asking.targets(batch)
             alone = place < len(batches) - 1
             with self.accelerator.no_sync(self.lesson) if alone else nullcontext():
                 with self.school.casting():
@@ -165,8 +168,14 @@ class Trainer:
             self.step, rows=len(rows), batch=self._rows_of_a_step(), seed=self.recipe.seed
         )
         dealt = numbers.view(self.recipe.accumulate, self.accelerator.num_processes, -1)
-        mine = dealt[:, self.accelerator.process_index]
-        return [one_on(rows.pick(part), self.accelerator.device) for part in mine]
+        place, world = self.accelerator.process_index, self.accelerator.num_processes
+        first = (self.step * self.recipe.accumulate) * world + place
+        return [
+            self.asking.posed(
+                one_on(rows.pick(part), self.accelerator.device), first + turn * world
+            )
+            for turn, part in enumerate(dealt[:, place])
+        ]
 
     def _rows_of_a_step(self) -> int:
         return self.recipe.batch * self.recipe.accumulate * int(self.accelerator.num_processes)
@@ -311,6 +320,12 @@ class Trainer:
                 "teacher_tokens": teacher_tokens,
             },
         )  # fmt: skip
+
+    def charge(self, bill: Bill) -> None:
+        """Add what was done for this training before, and was not metered."""
+        self.earlier_tokens = bill.teacher_tokens
+        reason = "part of the teacher cache was written in another sitting"
+        self.effort.resume(bill.seconds, Unavailable(reason=reason))
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this training.
