@@ -1,7 +1,7 @@
 """Take a model that is there: a smaller one of the same tokens, or a student that has more to learn.
 
-    given:model=pypi:smollm2-135m      a small model of the teacher's family, taught by the large one
-    given:model=build/first            a student of an earlier training, whose lesson was another
+given:model=pypi:smollm2-135m      a small model of the teacher's family, taught by the large one
+given:model=build/first            a student of an earlier training, whose lesson was another
 """
 
 from __future__ import annotations
