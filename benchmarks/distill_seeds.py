@@ -63,7 +63,7 @@ COMMON: dict[str, Any] = {
 }
 SMALL = "scratch:hidden_size=64,num_hidden_layers=2,intermediate_size=256"
 INT3 = "quant/intn:bits=3"
-TAUGHT = {"student": SMALL, "budget": "300 steps", "rate": 3e-3}
+TAUGHT = {"student": SMALL, "budget": "150 steps", "rate": 3e-3}
 RECOVERED = {"budget": "60 steps", "rate": 3e-4, "loss": "forward_kl"}
 FINISHED = {
     "student": "layers:keep=3",
