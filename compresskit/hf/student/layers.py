@@ -1,7 +1,7 @@
 """Drop whole blocks.
 
-    teacher   embed ─► 0 ─► 1 ─► 2 ─► 3 ─► norm ─► head
-    student   embed ─► 0 ─────────────► 3 ─► norm ─► head      blocks renumbered, config cut
+teacher   embed ─► 0 ─► 1 ─► 2 ─► 3 ─► norm ─► head
+student   embed ─► 0 ─────────────► 3 ─► norm ─► head      blocks renumbered, config cut
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """Fields with one entry for each block."""
 NUMBERED = ("mlp_only_layers",)
 """Fields that list numbers of blocks."""
-BY_POSITION = (("decoder_sparse_step", 1), ("first_k_dense_replace", 0), ("num_kv_shared_layers", 0))
+BY_POSITION = (
+    ("decoder_sparse_step", 1),
+    ("first_k_dense_replace", 0),
+    ("num_kv_shared_layers", 0),
+)
 """Fields that give a block its kind by its number, and the value at which they do not."""
 
 

@@ -111,20 +111,23 @@ def _attention(block: blocks.Block, config: Any) -> Attention | None:
         layers = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
         if any(getattr(getattr(x, "weight", None), "ndim", 0) != 2 for x in layers):
             continue
-        q, k, v, o = (tuple(layer.weight.shape) for layer in layers if layer is not None)
+        qs, ks, vs, os = (tuple(layer.weight.shape) for layer in layers if layer is not None)
         groups = config.num_key_value_heads
-        width = k[0] // groups
-        heads = q[0] // width
-        whole = k[0] == v[0] == groups * width and q[0] == heads * width == o[1]
+        width = ks[0] // groups
+        heads = qs[0] // width
+        whole = ks[0] == vs[0] == groups * width and qs[0] == heads * width == os[1]
         if not whole or heads != config.num_attention_heads or heads % groups:
             return None
         at = f"{block.name}.{path}"
         return Attention(
-            *(f"{at}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
-            groups,
-            heads // groups,
-            width,
-            _norms(module, at, heads, groups, width),
+            q=f"{at}.q_proj",
+            k=f"{at}.k_proj",
+            v=f"{at}.v_proj",
+            o=f"{at}.o_proj",
+            groups=groups,
+            queries=heads // groups,
+            width=width,
+            norms=_norms(module, at, heads, groups, width),
         )
     return None
 
@@ -133,9 +136,7 @@ def _norms(
     module: nn.Module, at: str, heads: int, groups: int, width: int
 ) -> tuple[str, str] | None:
     """Norms that run over all heads at once; those over one head stay as they are."""
-    gains = [
-        getattr(getattr(module, name, None), "weight", None) for name in ("q_norm", "k_norm")
-    ]
+    gains = [getattr(getattr(module, name, None), "weight", None) for name in ("q_norm", "k_norm")]
     sizes = [None if gain is None else gain.numel() for gain in gains]
     if sizes == [heads * width, groups * width] and heads > 1:
         return f"{at}.q_norm", f"{at}.k_norm"

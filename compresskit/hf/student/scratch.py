@@ -16,7 +16,14 @@ from compresskit.hf.student.rebuild import built, changed, check_plain
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FIXED = ("model_type", "architectures", "vocab_size", "dtype", "torch_dtype", "transformers_version")
+FIXED = (
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)
 """Fields that come with the teacher: its kind, its tokenizer, its type."""
 
 
@@ -63,8 +70,7 @@ class Scratch(Maker):
         # The block at the end of the same share of the depth: the last stands for the last.
         count, total = config.num_hidden_layers, len(draft.blocks)
         alike = tuple(
-            draft.blocks[max(0, round((place + 1) * total / count) - 1)]
-            for place in range(count)
+            draft.blocks[max(0, round((place + 1) * total / count) - 1)] for place in range(count)
         )
         facts: dict[str, JsonValue] = {"seed": seed, **self.fields()}
         return Draft(student, draft.tokenizer, alike, {**draft.facts, self.name: facts})
@@ -86,7 +92,8 @@ class Scratch(Maker):
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise SpecError(f"scratch: the config of {config.model_type} has no {name!r}.{hint}")
-        return common.get(name, name)
+        found: str = common.get(name, name)
+        return found
 
 
 def _lists(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from compresskit.hf.student.rebuild import changed, check_plain, float_tensors, 
 from compresskit.hf.student.sample import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pydantic import JsonValue
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -101,7 +99,9 @@ class Width(Maker):
             facts["ffn"] = {"from": ffn.size, "to": size}
         kept_groups: list[JsonValue] = []
         for place, one in enumerate(heads):
-            kept = _choice(found, "groups", place, one.groups, config.num_key_value_heads, generator)
+            kept = _choice(
+                found, "groups", place, one.groups, config.num_key_value_heads, generator
+            )
             _keep_groups(tensors, one, kept)
             kept_groups.append(kept.tolist())
         if heads:
@@ -143,15 +143,16 @@ def groups_left(wanted: float, one: Attention) -> int:
 def neurons(wanted: float, size: int) -> int:
     """Neurons that stay of `size`: a number as it was given, a share rounded to multiples.
 
-    Multiples of 64 from 256 neurons on, of 32 from 64 on: tiles of matrix products and groups of
-    quantised weights fit those.
+    Tiles of matrix products and groups of quantised weights are 64 or 32 wide. The multiple is the
+    largest of 64, 32, 16 and 8 that is at most an eighth of the size, so that rounding moves the size
+    by no more than a sixteenth.
 
     Raises:
         SpecError: none would go.
     """
     count = wanted if isinstance(wanted, int) else wanted * size
     if not isinstance(count, int):
-        step = 64 if count >= 256 else 32 if count >= 64 else 1
+        step = next((step for step in (64, 32, 16, 8) if 8 * step <= count), 1)
         count = max(step, round(count / step) * step)
     if count >= size:
         raise SpecError(
