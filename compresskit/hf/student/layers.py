@@ -80,6 +80,7 @@ class Layers(Maker):
         Which blocks stay is known here for `uniform`, `last` and listed ones. For the others the
         uniform choice stands in, which is as large wherever blocks are as large as each other.
         """
+        check_plain(config, where=self.name)
         total = config.num_hidden_layers
         choose = self.choose if self.choose == "last" else "uniform"
         return _cut(config, self.blocks_of(total) or pick(choose, total, self.count(total)))
@@ -192,7 +193,6 @@ def _cut(config: Any, kept: Sequence[int]) -> Any:
         SpecError: what kind a block is follows from its number, in a way that cannot be written down
             for the blocks that are left.
     """
-    check_plain(config, where="layers")
     for name, harmless in BY_POSITION:
         if getattr(config, name, None) not in (None, harmless):
             raise SpecError(

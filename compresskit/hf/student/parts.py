@@ -61,15 +61,14 @@ def feed_forwards(model: Any) -> list[FeedForward]:
     Raises:
         SpecError: a block has none that can be cut, or they differ in size.
     """
-    found = [_feed_forward(block) for block in blocks.find(model)]
-    if any(one is None or one.size != found[0].size for one in found if found[0] is not None):
-        found = [None]
-    if found[0] is None:
+    all_blocks = blocks.find(model)
+    found = [one for block in all_blocks if (one := _feed_forward(block)) is not None]
+    if len(found) < len(all_blocks) or len({one.size for one in found}) > 1:
         raise SpecError(
             f"width: the feed-forward layers of {model.config.model_type} have no neurons that can be "
             "told apart by name, or differ in size. Use layers or scratch."
         )
-    return [one for one in found if one is not None]
+    return found
 
 
 def _feed_forward(block: blocks.Block) -> FeedForward | None:
@@ -97,13 +96,14 @@ def attentions(model: Any) -> list[Attention]:
         SpecError: queries, keys and values are fused, or the width of a head follows from their number.
     """
     config = model.config
-    found = [_attention(block, config) for block in blocks.find(model)]
-    if not hasattr(config, "head_dim") or any(one is None for one in found):
+    all_blocks = blocks.find(model)
+    found = [one for block in all_blocks if (one := _attention(block, config)) is not None]
+    if not hasattr(config, "head_dim") or len(found) < len(all_blocks):
         raise SpecError(
             f"width: heads of {config.model_type} cannot be cut: its queries, keys and values are one "
             "matrix, or their width follows from the number of heads. Use ffn=, layers or scratch."
         )
-    return [one for one in found if one is not None]
+    return found
 
 
 def _attention(block: blocks.Block, config: Any) -> Attention | None:

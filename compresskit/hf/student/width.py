@@ -47,7 +47,7 @@ class Width(Maker):
     ffn: Count | Share | None = None
     """Neurons of a feed-forward layer, or share of them (0.5), rounded to what kernels like."""
     heads: Count | Share | None = None
-    """Query heads, or share of them; whole key/value groups."""
+    """Query heads, or share of them; whole key/value groups, as near to the share as the model takes."""
     choose: Literal["activation", "random"] = "activation"
     """random is the control, drawn from the seed."""
 
@@ -70,16 +70,22 @@ class Width(Maker):
         if self.ffn is not None:
             size = feed_forwards(hollow)[0].size
             fields[_ffn_field(config)] = neurons(self.ffn, size)
-        if self.heads is not None:
-            one = attentions(hollow)[0]
-            groups = groups_left(self.heads, one)
-            # Not to be divided anew: the width stays, the number of heads does not.
-            fields |= {
+        if self.heads is None:
+            return changed(config, where=self.name, **fields)
+        one = attentions(hollow)[0]
+        refused: list[SpecError] = []
+        for groups in groups_left(self.heads, one):
+            # The width is said too: it would be divided anew among the heads otherwise.
+            sizes = {
                 "head_dim": one.width,
                 "num_attention_heads": groups * one.queries,
                 "num_key_value_heads": groups,
             }
-        return changed(config, where=self.name, **fields)
+            try:
+                return changed(config, where=self.name, **fields, **sizes)
+            except SpecError as error:  # some configs want a hidden size that heads divide
+                refused.append(error)
+        raise refused[0]
 
     def make(self, draft: Draft, rows: torch.Tensor, *, seed: int) -> Draft:
         """See `Maker.make`."""
@@ -117,8 +123,8 @@ class Width(Maker):
         return Draft(student, draft.tokenizer, draft.blocks, {**draft.facts, self.name: facts})
 
 
-def groups_left(wanted: float, one: Attention) -> int:
-    """Number of key/value groups that stay.
+def groups_left(wanted: float, one: Attention) -> list[int]:
+    """Numbers of key/value groups that may stay: of a number that one, of a share the nearest first.
 
     Raises:
         SpecError: that is all of them, or the query heads do not divide into groups.
@@ -130,14 +136,13 @@ def groups_left(wanted: float, one: Attention) -> int:
                 f"width: heads={wanted} of {total}: heads go in groups of {one.queries} that share a "
                 f"key/value head. Take a multiple of {one.queries} below {total}."
             )
-        return wanted // one.queries
-    groups = max(1, round(wanted * one.groups))
-    if groups >= one.groups:
+        return [wanted // one.queries]
+    if max(1, round(wanted * one.groups)) >= one.groups:
         raise SpecError(
             f"width: heads={wanted} leaves {one.groups} of {one.groups} groups of heads. Take a smaller "
             "share, or leave heads out."
         )
-    return groups
+    return sorted(range(1, one.groups), key=lambda groups: abs(groups - wanted * one.groups))
 
 
 def neurons(wanted: float, size: int) -> int:
