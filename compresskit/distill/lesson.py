@@ -71,7 +71,7 @@ class Lesson(nn.Module):
 
         Raises:
             Conflict: the model's logits cannot be made a few places at a time, or a hidden term is not
-                told what it needs of the teacher.
+                told what it needs of the teacher; or its activations cannot be computed twice.
         """
         super().__init__()
         self.model = model
@@ -85,7 +85,7 @@ class Lesson(nn.Module):
         if self._hidden is not None:
             self._project(teacher_width)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(model)
 
     @property
     def needs_states(self) -> tuple[int, ...]:
@@ -179,3 +179,13 @@ class Lesson(nn.Module):
 
                     stack.callback(block.module.register_forward_hook(keep).remove)
             yield seen
+
+
+def _recompute_activations(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise Conflict(
+            f"{type(model).__name__} cannot compute its activations twice. Leave checkpointing out."
+        )
+    # transformers has renamed it (5.23 warns about the old name, 5.17 knows no other).
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
