@@ -113,7 +113,9 @@ class Lesson(nn.Module):
             # The last token is never asked for a next one, and no other one looks at it.
             output = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False)
         counted = weights[:, 1:].flatten()
-        where = counted.nonzero()[:, 0]
+        some = counted.nonzero()[:, 0]
+        # Plain text counts everywhere, and then nothing has to be copied.
+        where = some if len(some) < len(counted) else slice(None)
         places = Places(tokens[:, 1:].flatten(), counted, target).at(where)
         hidden = output.last_hidden_state.flatten(0, 1)[where]
         parts: dict[str, torch.Tensor] = {}
