@@ -14,10 +14,11 @@ is left out. Counted are
 
     tensors   most bytes of new tensors alive at a time, gradients included, weights not; every
               operation that torch dispatches is looked at, so the figure is exact
-    rss       how far resident memory rose, by the kernel's high-water mark; allocators add to it
+    rss       how far resident memory rose in one more step, by the kernel's high-water mark;
+              allocators add to it
     seconds   this thread's CPU time without the counting, arms interleaved in shuffled order
 
-Printed are medians, and the ratio chunked / plain; of times with a 95 % bootstrap interval.
+Printed is the ratio chunked / plain; of times that of medians, with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -130,15 +131,9 @@ def scopes(args: argparse.Namespace) -> dict[str, dict[str, Step]]:
     }
 
 
-def tensors(step: Step) -> int:
-    """Most bytes of new tensors alive at a time."""
-    with LiveTensors() as live:
-        step()
-    return live.peak
-
-
-def resident(step: Step, meter: PeakMeter) -> int | None:
+def resident(step: Step) -> int | None:
     """Bytes by which resident memory rose; None where the kernel does not tell."""
+    meter = PeakMeter(devices.resolve("cpu"))
     meter.start()
     before = psutil.Process().memory_info().rss
     step()
@@ -148,12 +143,12 @@ def resident(step: Step, meter: PeakMeter) -> int | None:
 
 def measured(arms: dict[str, Step], rounds: int, rng: random.Random) -> dict[str, dict[str, Any]]:
     """All figures of one scope, every sample of them."""
-    meter = PeakMeter(devices.resolve("cpu"))
-    found: dict[str, dict[str, Any]] = {name: {"rss": [], "seconds": []} for name in arms}
+    found: dict[str, dict[str, Any]] = {}
     losses = {}
-    for name, step in arms.items():  # warms up as well
-        found[name]["tensors"] = tensors(step)
-        losses[name] = step().item()
+    for name, step in arms.items():
+        with LiveTensors() as live:  # warms up as well
+            losses[name] = step().item()
+        found[name] = {"tensors": live.peak, "rss": resident(step), "seconds": []}
     off = abs(losses["chunked"] / losses["plain"] - 1)
     if off > 1e-3:
         raise SystemExit(f"the arms disagree: {losses}. Their costs are not comparable.")
@@ -161,7 +156,6 @@ def measured(arms: dict[str, Step], rounds: int, rng: random.Random) -> dict[str
     for _ in range(rounds):
         rng.shuffle(order)
         for name in order:
-            found[name]["rss"].append(resident(arms[name], meter))
             with quiet():
                 start = time.thread_time()
                 arms[name]()
@@ -175,21 +169,15 @@ def line(scope: str, found: dict[str, dict[str, Any]]) -> str:
     seconds = stats.ratio_of_medians(ours["seconds"], theirs["seconds"])
     cells = [f"{scope:<6}"]
     for name in ("tensors", "rss"):
-        pair = [side[name] if name == "tensors" else _middle(side[name]) for side in (theirs, ours)]
-        known = None not in pair
+        before, after = theirs[name], ours[name]
         cells.append(
-            f"{pair[0] / MEBIBYTE:7.0f} {pair[1] / MEBIBYTE:7.0f} {pair[1] / pair[0]:6.2f}"
-            if known
-            else f"{'unavailable':>22}"
+            f"{'unavailable':>22}"
+            if before is None or after is None
+            else f"{before / MEBIBYTE:7.0f} {after / MEBIBYTE:7.0f} {after / before:6.2f}"
         )
     cells.append(f"{stats.median(theirs['seconds']):6.2f} {stats.median(ours['seconds']):6.2f}")
     cells.append(f"{seconds.value:.3f} [{seconds.low:.3f}, {seconds.high:.3f}]")
     return "   ".join(cells)
-
-
-def _middle(samples: list[int | None]) -> float | None:
-    known = [one for one in samples if one is not None]
-    return stats.median(known) if len(known) == len(samples) else None
 
 
 def main() -> None:
@@ -202,6 +190,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="places of a row")
     parser.add_argument("--blocks", type=int, default=4, help="blocks of the student")
     parser.add_argument("--chunk", type=int, default=None, help="places at a time; default by size")
+    parser.add_argument("--scope", action="append", choices=("loss", "step"), help="default: both")
     parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16 (autocast)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -215,6 +204,8 @@ def main() -> None:
     heads = "  plain chunked  ratio"
     print(f"{'scope':<6}   {heads}   {heads}    plain  chunked  ratio [95 %]")
     for scope, arms in scopes(args).items():
+        if args.scope and scope not in args.scope:
+            continue
         found[scope] = measured(arms, args.rounds, rng)
         print(line(scope, found[scope]), flush=True)
     if args.out is not None:

@@ -154,6 +154,11 @@ class Lesson(nn.Module):
     def _distance(self, states: Sequence[torch.Tensor], places: Places) -> torch.Tensor:
         """Mean square of differences, averaged over compared states, summed over places by weight."""
         target = cast("Dense", places.target)
+        if absent := set(self.needs_states) - set(target.states):
+            raise Conflict(
+                f"the term hidden compares with the teacher's blocks {list(self.needs_states)}, and its "
+                f"target lacks {sorted(absent)}. Ask the teacher for `needs_states`."
+            )
         wanted = (
             [target.states[one] for one in self.blocks] if self.needs_states else [target.hidden]
         )

@@ -215,3 +215,10 @@ def test_wrong_lessons_are_refused():
         Lesson(model, parse("hidden:at=every"), blocks=(0,), teacher_width=64)
     with pytest.raises(SpecError, match="needs a teacher"):
         Lesson(model, parse("forward_kl"))(of.tokens, of.weights, None)
+
+
+def test_a_teacher_that_was_not_asked_for_its_blocks_is_refused():
+    model, of = student(), batch()
+    lesson = Lesson(model, parse("hidden:at=every"), blocks=(0, 1), teacher_width=64)
+    with pytest.raises(Conflict, match=r"blocks \[0, 1\], and its target lacks \[1\]"):
+        lesson(of.tokens, of.weights, told(model, of, (0,)))
