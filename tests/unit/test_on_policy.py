@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compresskit.distill.batch import Batch
-from compresskit.distill.teachers import seeds
+from compresskit.distill.losses import terms
+from compresskit.distill.teachers import on_policy, seeds
 from compresskit.distill.teachers.on_policy import by, mixed
 from compresskit.distill.teachers.online import Online
 from compresskit.errors import Conflict, SpecError
@@ -105,6 +106,22 @@ def test_rows_of_one_token_are_refused() -> None:
     one = Batch(torch.ones(1, 1).long(), torch.ones(1, 1), torch.zeros(1).long())
     with pytest.raises(SpecError, match="leave nothing to write"):
         mixed(one, 1.0, counting, seed=0, step=0)
+
+
+def test_what_own_rows_cannot_teach_is_refused() -> None:
+    class FromDisk:
+        kind, tokens_read = "topk", 0
+
+    online = Online(random_model("llama"))
+    good, bad = terms.parse("reverse_kl"), terms.parse("reverse_kl + ce:weight=0.1")
+    on_policy.check(0.5, online, good)
+    on_policy.check(0.0, FromDisk(), bad)
+    with pytest.raises(SpecError, match=r"own tokens are right\. Leave ce out"):
+        on_policy.check(0.5, online, bad)
+    with pytest.raises(SpecError, match="has not read what the student writes"):
+        on_policy.check(0.5, FromDisk(), good)
+    with pytest.raises(SpecError, match="0 to 1, not 2"):
+        on_policy.check(2, online, good)
 
 
 def test_seed_step_and_weights_decide_everything() -> None:
@@ -270,5 +287,5 @@ def test_autocast_is_used_and_named() -> None:
 
 
 def test_a_model_without_a_head_is_no_teacher() -> None:
-    with pytest.raises(Conflict, match="needs a head"):
+    with pytest.raises(Conflict, match="no output layer"):
         Online(random_model("llama").base_model)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +221,25 @@ def test_the_expected_weight_is_exact_by_enumeration() -> None:
         torch.testing.assert_close(mean, probs, rtol=1e-6, atol=0)
 
 
+def test_the_smoothed_kl_is_that_of_the_written_out_distribution(rows: torch.Tensor) -> None:
+    """Against numpy: a draw more, spread evenly. Unused entries must not count as token 0."""
+    logprobs = dense_logprobs(rows[:2]).float()
+    uniforms = torch.rand(
+        len(logprobs), 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    for form in (DrawsFormat(n=9), DrawsFormat(n=9, power=0.6)):
+        stored = form.pack(logprobs, uniforms)
+        back, found = form.unpack(stored), form.errors(logprobs, stored)["smoothed_kl"]
+        assert (back.weights == 0).any()
+        for place, exact in enumerate(logprobs.double().numpy()):
+            given = np.full(VOCABULARY, 1 / VOCABULARY)
+            weights = back.weights[place].double().numpy()
+            np.add.at(given, back.ids[place].numpy(), 9 * weights / weights.sum())
+            given /= 10
+            kl = (np.exp(exact) * (exact - np.log(given))).sum()
+            assert found[place].item() == pytest.approx(kl, rel=1e-5)
+
+
 def test_a_token_drawn_twice_stands_once() -> None:
     uniforms = torch.tensor([[0.1, 0.7, 0.2, 0.3]], dtype=torch.float64)
     back = DrawsFormat(n=4).unpack(DrawsFormat(n=4).pack(PROBS.log()[None], uniforms))
@@ -288,6 +312,19 @@ def test_wide_ids_come_back() -> None:
         assert found.ids[0, 0] == 69_999
 
 
+def test_a_large_vocabulary_goes_through_the_disk(tmp_path: Path) -> None:
+    """Ids of four bytes, in files and back; places of a row in several chunks."""
+    large = Online(random_model("llama", vocab_size=70_000))
+    rows = torch.randint(0, 70_000, (2, 80), generator=torch.Generator().manual_seed(0))
+    form = parse("topk:k=3,store=float32")
+    write(tmp_path, large, rows, form=form, belongs=belongs(rows))
+    found = read.open(tmp_path, wanted=belongs(rows)).targets(batch(rows, 1))
+    best = large.logprobs(large.targets(batch(rows, 1)).hidden).topk(3)
+    assert isinstance(found, TopK) and found.ids.equal(best.indices)
+    assert int(found.ids.max()) > 1 << 16
+    torch.testing.assert_close(found.logprobs, best.values, rtol=1e-4, atol=1e-4)
+
+
 def test_bytes_on_the_disk_are_measured(
     tmp_path: Path, teacher: Online, rows: torch.Tensor
 ) -> None:
@@ -347,13 +384,17 @@ def test_a_killed_writer_goes_on_where_it_was(
         if done >= 8:  # in the middle of the third shard
             raise _Killed
 
+    told: list[int] = []
     with pytest.raises(_Killed):
         written(tmp_path / "cut", teacher, rows, form, progress=killed)
     kept = {path: path.stat().st_mtime_ns for path in shard.listed(tmp_path / "cut")}
     assert len(kept) == 2
     with pytest.raises(ModelError, match="unfinished, 2 of 4 shards"):
         read.open(tmp_path / "cut", wanted=belongs(rows))
-    again = written(tmp_path / "cut", teacher, rows, form)
+    again = written(
+        tmp_path / "cut", teacher, rows, form, progress=lambda _, done, total: told.append(done)
+    )
+    assert told == [6, 8, 9, 11]
     assert again.kept == 2 and again.tokens_read == 5 * (LENGTH - 1)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     whole = written(tmp_path / "whole", teacher, rows, form)
@@ -365,11 +406,44 @@ def test_a_killed_writer_goes_on_where_it_was(
     assert (third.kept, third.tokens_read) == (4, 0)
 
 
+def test_a_writer_killed_while_it_writes_leaves_no_half_shard(
+    tmp_path: Path, teacher: Online, rows: torch.Tensor
+) -> None:
+    """A process of its own, ended by SIGKILL between the bytes of the second shard and its name."""
+    script = """
+import json, os, pathlib, signal, sys
+from safetensors import safe_open
+from compresskit.distill.teachers.cache import shard
+source, place = map(pathlib.Path, sys.argv[1:])
+with safe_open(source, "pt") as file:
+    told = shard.Told(**json.loads(file.metadata()["compresskit"]))
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+shard.write(place, tensors, told)
+"""
+    written(tmp_path / "whole", teacher, rows, "topk:k=5")
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    for index in (1, 2, 3):
+        shard.path_of(cut, index).unlink()
+    ended = subprocess.run(
+        [sys.executable, "-c", script, shard.path_of(tmp_path / "whole", 1), shard.path_of(cut, 1)],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [path.name for path in shard.listed(cut)] == ["rows-00000.safetensors"]
+    assert len(list(cut.glob(".*.partial"))) == 1
+    assert written(cut, teacher, rows, "topk:k=5").kept == 1
+    assert not list(cut.glob(".*.partial"))
+    assert _same(_content(cut), _content(tmp_path / "whole"))
+
+
 def test_a_full_disk_leaves_the_shards_before_it(
     tmp_path: Path, teacher: Online, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     flushes = []
     real = os.fsync
 
@@ -388,6 +462,20 @@ def test_a_full_disk_leaves_the_shards_before_it(
     monkeypatch.undo()
     assert written(tmp_path, teacher, rows, "topk:k=5").kept == 1
     read.open(tmp_path, wanted=belongs(rows)).targets(batch(rows, *range(ROWS)))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_teacher_reads(
+    tmp_path: Path, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = PLACES * parse("topk:k=5").bytes_per_place(VOCABULARY)
+    usage = shutil.disk_usage(tmp_path)
+    teacher = Online(random_model("llama"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(RunError, match="are free"):
+        written(tmp_path, teacher, rows, "topk:k=5")
+    assert teacher.tokens_read == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    written(tmp_path, teacher, rows, "topk:k=5")
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "swap", "text"])
@@ -468,7 +556,7 @@ def test_a_cache_of_something_else_is_refused(
     ("form", "options", "culprit"),
     [
         ("topk:k=6", {}, "another format: topk:k=5,store=bfloat16, not topk:k=6"),
-        ("topk:k=5", {"seed": 1}, "another seed"),
+        ("draws:n=4", {"seed": 1}, "another seed: 0, not 1"),
     ],
 )
 def test_a_writer_does_not_mix_caches(
@@ -479,9 +567,15 @@ def test_a_writer_does_not_mix_caches(
     options: dict[str, Any],
     culprit: str,
 ) -> None:
-    written(tmp_path, teacher, rows, "topk:k=5")
+    written(tmp_path, teacher, rows, form if options else "topk:k=5")
     with pytest.raises(SpecError, match=culprit):
         written(tmp_path, teacher, rows, form, **options)
+
+
+def test_a_writer_does_not_go_on_with_another_teacher_or_text(
+    tmp_path: Path, teacher: Online, rows: torch.Tensor
+) -> None:
+    written(tmp_path, teacher, rows, "topk:k=5")
     changed = rows.clone()
     changed[0, 0] = (changed[0, 0] + 1) % VOCABULARY
     with pytest.raises(SpecError, match="another training text"):

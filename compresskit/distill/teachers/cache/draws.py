@@ -21,7 +21,14 @@ import torch
 from pydantic import Field
 
 from compresskit.distill.batch import Draws
-from compresskit.distill.teachers.cache.formats import Column, Format, Stored, entropy, id_type, mean_of
+from compresskit.distill.teachers.cache.formats import (
+    Column,
+    Format,
+    Stored,
+    entropy,
+    id_type,
+    mean_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

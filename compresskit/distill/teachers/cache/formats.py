@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from compresskit.distill.teachers.protocol import Kind
+from compresskit.distill.losses.terms import Kind
 from compresskit.spec import Frozen
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def entropy(logprobs: torch.Tensor) -> torch.Tensor:
     The terms are float32, the sum is not: over a large vocabulary the cost of writing a cache is a
     matter of how often all numbers are touched, and in which width.
     """
-    return torch.special.entr(logprobs.exp()).sum(-1, dtype=torch.float64)
+    terms: torch.Tensor = torch.special.entr(logprobs.exp())
+    return terms.sum(-1, dtype=torch.float64)
 
 
 def mean_of(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compresskit.distill.batch import Batch, Draws, TopK
+    from compresskit.distill.losses.terms import Kind
     from compresskit.distill.teachers.cache.formats import Format
-    from compresskit.distill.teachers.protocol import Kind
 
 OPEN_SHARDS = 64
 """Files held open at once; systems allow some hundred to a process."""

@@ -17,7 +17,14 @@ import torch
 from pydantic import Field
 
 from compresskit.distill.batch import TopK
-from compresskit.distill.teachers.cache.formats import Column, Format, Stored, entropy, id_type, mean_of
+from compresskit.distill.teachers.cache.formats import (
+    Column,
+    Format,
+    Stored,
+    entropy,
+    id_type,
+    mean_of,
+)
 from compresskit.errors import SpecError
 
 if TYPE_CHECKING:

@@ -263,9 +263,7 @@ def _completed(folder: Path, manifest: source.Manifest) -> source.Manifest:
     seconds, size = 0.0, 0
     for index in range(manifest.shards()):
         path = shard.path_of(folder, index)
-        _, told = shard.open_mapped(
-            path, cache=manifest.digest(), first=manifest.span(index).start
-        )
+        _, told = shard.open_mapped(path, cache=manifest.digest(), first=manifest.span(index).start)
         size += path.stat().st_size
         seconds += told.seconds
         for name, value in told.errors.items():
