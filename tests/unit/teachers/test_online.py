@@ -37,6 +37,18 @@ def test_an_online_teacher_says_what_the_whole_model_says(architecture: str) -> 
     assert teacher.tokens_read == 6 * (LENGTH - 1)
 
 
+def test_an_online_teacher_caps_its_logits_as_the_model_does() -> None:
+    """Gemma's soft cap; the output layer alone, without it, must not pass for the model."""
+    model = random_model("gemma3", final_logit_softcapping=3.0)
+    teacher = Online(model)
+    told = teacher.targets(a_batch(2))
+    with torch.no_grad():
+        whole = model(input_ids=a_batch(2).tokens).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+        bare = model.lm_head(told.hidden).log_softmax(-1)
+    torch.testing.assert_close(teacher.logprobs(told.hidden), whole, rtol=0, atol=1e-4)
+    assert (bare - whole).abs().max() > 0.1
+
+
 def test_an_online_teacher_is_frozen_and_sure_of_itself() -> None:
     model = random_model("gpt2", resid_pdrop=0.5).train()
     teacher = Online(model)
