@@ -64,16 +64,13 @@ def preflight(specs: Sequence[RunSpec], progress: Progress) -> None:
         UsageError: with one message, before anything runs.
     """
     for spec in specs:
-        source = artefacts.find_model(spec.model, progress)
-        devices.resolve(spec.device)
-        catalogue.engine(spec.engine)
-        catalogue.place(spec.stack)
-        context = load.context_of(load.read_config(source.path))
+        plan = artefacts.plan(spec, progress)
+        context = load.context_of(load.read_config(plan.loaded.path))
         need = spec.workload.prompt_tokens + spec.workload.new_tokens
         if need > context:
             raise SpecError(
                 f"prompt of {spec.workload.prompt_tokens} plus {spec.workload.new_tokens} new tokens is {need}, "
-                f"more than the context of {spec.model.name} ({context}). Shorten workload.prompt_tokens."
+                f"more than the context of {plan.model.name} ({context}). Shorten workload.prompt_tokens."
             )
 
 
