@@ -116,9 +116,7 @@ def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
     )
 
 
-def _instead(
-    spec: RunSpec, methods: tuple[Placed, ...], source: ResolvedModel
-) -> ModelSpec | None:
+def _instead(spec: RunSpec, methods: tuple[Placed, ...], source: ResolvedModel) -> ModelSpec | None:
     """The model that a method of the stack puts in the place of the run's.
 
     It is computed in the type that the run's own model would have had, whatever type it was saved
@@ -128,13 +126,12 @@ def _instead(
     if found is None:
         return None
     model = spec.model
-    dtype = model.dtype
-    if dtype == "auto":
-        dtype = load.checkpoint_dtype(load.read_config(source.path))
+    saved = load.checkpoint_dtype(load.read_config(source.path))
+    own = saved if saved in get_args(Dtype) else "auto"
     named = {
         "name": found.name,
         "revision": found.revision,
-        "dtype": dtype if dtype in get_args(Dtype) else "auto",
+        "dtype": own if model.dtype == "auto" else model.dtype,
         "allow_pickle": model.allow_pickle,
         "trust_remote_code": model.trust_remote_code,
     }
@@ -199,9 +196,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     with ExitStack() as models, ExitStack() as setting_up:
         drawn = setting_up.enter_context(meter_energy)
         began = time.perf_counter()
-        bare = models.enter_context(
-            plan.engine.open(plan.loaded.path, plan.model, plan.device)
-        )
+        bare = models.enter_context(plan.engine.open(plan.loaded.path, plan.model, plan.device))
         loaded_at = time.perf_counter()
         phases = {"load": books.phase(meter.read(), bare.model)}
         parameters = modules.parameter_count(bare.model)

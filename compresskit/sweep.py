@@ -227,4 +227,12 @@ def _kept(spec: RunSpec, folder: Path, here: Environment) -> Record | None:
         return None
     # Variables are set by each child for itself.
     there = record.environment.model_copy(update={"variables": here.variables})
-    return record if there == here else None
+    return record if there == here and _same_student(spec, record) else None
+
+
+def _same_student(spec: RunSpec, record: Record) -> bool:
+    """Whether the model that stood in for the run's is still what it was: folders are taught anew."""
+    told = record.facts.get("student")
+    if not isinstance(told, dict):
+        return True
+    return told.get("revision") == artefacts.plan(spec).loaded.revision

@@ -22,7 +22,17 @@ Kind = Literal[
     "measured", "estimated", "derived", "unavailable", "simulated", "invalid", "reference"
 ]
 Style = Literal[
-    "plain", "quantity", "percent", "share", "signed", "ratio", "money", "grams", "count", "words"
+    "plain",
+    "quantity",
+    "percent",
+    "share",
+    "signed",
+    "ratio",
+    "money",
+    "grams",
+    "count",
+    "words",
+    "spread",
 ]
 
 MARKS = MappingProxyType({"better": "▲", "worse": "▼", "same": "=", "inconclusive": "?"})
@@ -117,6 +127,9 @@ def _number(cell: Cell, value: float, style: Style) -> str:
         return f"{count(value)}{_mark(cell)}"
     if style == "signed":
         return signed(value, cell.stderr)
+    if style == "spread":
+        error = f" ± {significant(cell.stderr, 2)}" if cell.stderr else ""
+        return f"{significant(value)}{error}"
     if style == "quantity" and cell.unit is not None:
         # The denominator stands in the heading.
         short = {Unit.BYTE_PER_TOKEN: Unit.BYTE, Unit.JOULE_PER_TOKEN: Unit.JOULE}
