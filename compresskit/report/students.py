@@ -32,7 +32,7 @@ COLUMNS = (
     Column("delta_nll_nats", "ΔNLL ± SE\n(nats)", "cost and quality", "signed"),
     Column("bits_per_byte", "bits/\nbyte", "cost and quality", "plain"),
     Column(PARETO, "best\nin", "cost and quality", "words"),
-    Column("training_s", "training", "limits and money", "quantity"),
+    Column("training_s", "training", "limits and money", "duration"),
     Column("training_tokens", "training\ntokens", "limits and money", "count"),
     Column("training_energy_j", "training\nenergy", "limits and money", "quantity"),
     Column("break_even_output_tokens_by_time", "break-even\n(time)", "limits and money", "count"),

@@ -8,6 +8,7 @@ nothing else is better in both. Rows without a KL (another tokenizer) or a rate 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compresskit.errors import UsageError
@@ -103,7 +104,8 @@ def _panel(axes: Any, group: Group, view: View) -> None:
     axes.set_xlabel(view.label)
     if view is VIEWS[0]:
         axes.set_ylabel("KL from the teacher ± SE (nats per token)")
-    axes.set_title(group.heading(), fontsize=7.5, wrap=True)
+        # Once for both panels: it may run on over the second one.
+        axes.set_title(group.heading(), fontsize=8, loc="left")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
@@ -153,8 +155,24 @@ def _error(row: Row) -> float:
     return row.cells["kl_mean_nats"].stderr or 0.0
 
 
+_STUDENT = re.compile(r"distill/student(?::path=(.*?))?(?=,revision=| \+ | #| \(|$)")
+
+
 def _name(row: Row) -> str:
-    return row.name().replace("distill/", "").replace("quant/", "")
+    """The label without families; of a student's folder its last part.
+
+    >>> class Of:
+    ...     def __init__(self, label): self.name = lambda: label
+    >>> _name(Of("distill/student:path=/home/me/small + quant/int8 (compiled)"))
+    'small + int8 (compiled)'
+    >>> _name(Of("distill/student"))
+    'student'
+    """
+
+    def short(found: re.Match[str]) -> str:
+        return (found.group(1) or "student").rstrip("/").rpartition("/")[2]
+
+    return _STUDENT.sub(short, row.name()).replace("quant/", "")
 
 
 def _line(mode: str) -> str:
