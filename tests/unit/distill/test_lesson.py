@@ -139,8 +139,11 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     assert all(part > 0.1 for part in other.parts.values())
 
 
-def test_last_hidden_state_is_the_one_under_the_logits():
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_last_hidden_state_is_the_one_under_the_logits(everywhere):
     model, teacher, of = student(), random_model("llama", seed=1), batch()
+    of.weights.add_(0.5 * everywhere)
+    assert (of.label_weights() > 0).all() == everywhere
     lesson = Lesson(model, parse("hidden"), teacher_width=64)
     target = told(teacher, of)
     ours = model.base_model(input_ids=of.tokens[:, :-1]).last_hidden_state.flatten(0, 1)
@@ -161,6 +164,29 @@ def test_everything_trainable_takes_part(empty):
     loss.total.backward()
     assert all(one.grad is not None for one in lesson.parameters())
     assert (loss.total.item() == 0) == empty
+
+
+def test_a_wrapped_lesson_learns_the_same(tmp_path):
+    """One process of a group of one: its hooks want every gradient exactly once."""
+    teacher, of, found = random_model("llama", seed=1), batch(), []
+    for wrapped in (False, True):
+        model = student(hidden_size=32)
+        terms = parse("ce + forward_kl + hidden")
+        torch.manual_seed(0)
+        lesson: Any = Lesson(model, terms, teacher_width=64)
+        if wrapped:
+            store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+            lesson = torch.nn.parallel.DistributedDataParallel(lesson)
+        try:
+            for _ in range(2):  # a second pass tells of parameters that the first one left out
+                lesson.zero_grad()
+                lesson(of.tokens, of.weights, told(teacher, of)).total.backward()
+        finally:
+            if wrapped:
+                torch.distributed.destroy_process_group()
+        found.append(torch.cat([one.grad.flatten() for one in lesson.parameters()]))
+    torch.testing.assert_close(*found)
 
 
 def test_checkpointing_changes_no_gradient():
@@ -189,3 +215,10 @@ def test_wrong_lessons_are_refused():
         Lesson(model, parse("hidden:at=every"), blocks=(0,), teacher_width=64)
     with pytest.raises(SpecError, match="needs a teacher"):
         Lesson(model, parse("forward_kl"))(of.tokens, of.weights, None)
+
+
+def test_a_teacher_that_was_not_asked_for_its_blocks_is_refused():
+    model, of = student(), batch()
+    lesson = Lesson(model, parse("hidden:at=every"), blocks=(0, 1), teacher_width=64)
+    with pytest.raises(Conflict, match=r"blocks \[0, 1\], and its target lacks \[1\]"):
+        lesson(of.tokens, of.weights, told(model, of, (0,)))
