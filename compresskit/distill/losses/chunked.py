@@ -210,7 +210,7 @@ class _Job:
         teacher = None
         if isinstance(target, Dense):
             teacher = layer_of(target.head, target.hidden).logits
-        step = self.chunk or chunk_of(layer.logits(hidden[:1]).shape[1])
+        step = self.chunk or chunk_of(layer.vocabulary(hidden))
         for start in range(0, len(hidden), step):
             here = slice(start, start + step)
             places = self.places.at(here)

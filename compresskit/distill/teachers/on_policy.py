@@ -35,8 +35,7 @@ from compresskit.spec import SamplingSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from compresskit.distill.losses.terms import Term
-    from compresskit.distill.teachers.protocol import Teacher
+    from compresskit.distill.losses.terms import Kind, Term
 
 
 class Continue(Protocol):
@@ -57,7 +56,7 @@ class Mixed(NamedTuple):
     """Of the writing alone."""
 
 
-def check(fraction: float, teacher: Teacher, terms: Iterable[Term]) -> None:
+def check(fraction: float, teacher: Kind, terms: Iterable[Term]) -> None:
     """Refuse what cannot be learned from rows of the student's own, before anything is trained.
 
     Raises:
@@ -67,9 +66,9 @@ def check(fraction: float, teacher: Teacher, terms: Iterable[Term]) -> None:
         raise SpecError(f"the on-policy fraction is a share of the rows, 0 to 1, not {fraction}.")
     if fraction == 0:
         return
-    if teacher.kind != "dense":
+    if teacher != "dense":
         raise SpecError(
-            f"a teacher cache ({teacher.kind}) has not read what the student writes. Use the teacher "
+            f"a teacher cache ({teacher}) has not read what the student writes. Use the teacher "
             "online for on-policy rows, or set their fraction to 0."
         )
     for term in terms:

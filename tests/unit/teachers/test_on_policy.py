@@ -11,7 +11,6 @@ from compresskit.distill.batch import Batch
 from compresskit.distill.losses import terms
 from compresskit.distill.teachers import on_policy, seeds
 from compresskit.distill.teachers.on_policy import by, mixed
-from compresskit.distill.teachers.online import Online
 from compresskit.errors import SpecError
 from compresskit.hf.continuation import continued, evaluating
 from compresskit.hf.tiny import ARCHITECTURES, random_model
@@ -108,19 +107,15 @@ def test_rows_of_one_token_are_refused() -> None:
 
 
 def test_what_own_rows_cannot_teach_is_refused() -> None:
-    class FromDisk:
-        kind, tokens_read = "topk", 0
-
-    online = Online(random_model("llama"))
     good, bad = terms.parse("reverse_kl"), terms.parse("reverse_kl + ce:weight=0.1")
-    on_policy.check(0.5, online, good)
-    on_policy.check(0.0, FromDisk(), bad)
+    on_policy.check(0.5, "dense", good)
+    on_policy.check(0.0, "topk", bad)
     with pytest.raises(SpecError, match=r"own tokens are right\. Leave ce out"):
-        on_policy.check(0.5, online, bad)
+        on_policy.check(0.5, "dense", bad)
     with pytest.raises(SpecError, match="has not read what the student writes"):
-        on_policy.check(0.5, FromDisk(), good)
+        on_policy.check(0.5, "topk", good)
     with pytest.raises(SpecError, match="0 to 1, not 2"):
-        on_policy.check(2, online, good)
+        on_policy.check(2, "dense", good)
 
 
 def test_seed_step_and_weights_decide_everything() -> None:
