@@ -55,6 +55,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return document
 
 
+def load_config(path: Path, spec: ModelSpec) -> Any:
+    """Return the config as transformers understands it; no weights are touched."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: transformers cannot read its config ({error}).") from None
+
+
 def has_experts(config: dict[str, Any]) -> bool:
     """Tell whether the config describes routed experts."""
     return any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
