@@ -98,6 +98,10 @@ class Recipe(Frozen):
                 "on_policy: a teacher that is read from a cache has not seen the student's own text; "
                 "leave teacher_cache out"
             )
+        if self.patience and self.finish is not None:
+            raise ValueError(
+                "patience: a training that stops early never comes to its finish; leave one of them out"
+            )
         return self
 
     def digest(self) -> str:

@@ -107,8 +107,11 @@ def train(
         (folder / checkpoint.FILE).unlink(missing_ok=True)
         if cache is None:
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    return Outcome(card, folder, accelerator.is_main_process)
+    main = bool(accelerator.is_main_process)
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return Outcome(card, folder, main)
 
 
 def _state(folder: Path, *, resume: bool) -> dict[str, object] | None:

@@ -151,7 +151,7 @@ class Trainer:
         norm = float(self.accelerator.clip_grad_norm_(self.trained, self.recipe.clip))
         totals = self._sum(torch.stack(list(sums.values()))) / weight
         found = dict(zip(sums, totals.tolist(), strict=True))
-        self._refuse_nan(found["loss"], norm)
+        self._refuse_nan(loss=found["loss"], gradient=norm)
         for optimizer in self.moving:
             optimizer.step()
         for optimizer in self.moving:
@@ -180,19 +180,23 @@ class Trainer:
     def _rows_of_a_step(self) -> int:
         return self.recipe.batch * self.recipe.accumulate * int(self.accelerator.num_processes)
 
-    def _refuse_nan(self, loss: float, norm: float) -> None:
-        """Stop before anything that is not finite reaches the weights."""
-        if math.isfinite(loss) and math.isfinite(norm):
+    def _refuse_nan(self, **numbers: float) -> None:
+        """Stop before anything that is not finite reaches the weights, or a checkpoint.
+
+        Raises:
+            RunError: one of the numbers is not.
+        """
+        wrong = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
+        if wrong is None:
             return
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"length of the gradient is {norm}"
         kept = (
             f"The last checkpoint, of step {self._saved[0]}, is kept in {self.folder}"
             if (self.folder / checkpoint.FILE).exists()
             else "No checkpoint had been written yet"
         )
         raise RunError(
-            f"step {self.step + 1}: the {what}. {kept}. Train again with a lower --rate, with "
-            "--precision float32, or without the rows that cause it."
+            f"step {self.step + 1}: the {wrong} is {numbers[wrong]}. {kept}. Train again with a lower "
+            "--rate, with --precision float32, or without the rows that cause it."
         )
 
     def _finish_if_due(self, spent: float) -> None:
@@ -207,16 +211,21 @@ class Trainer:
                 self.best, self.stale = None, 0
             self._rounding = True
 
-    def _look(self) -> Check:
+    def _look(self) -> None:
         """Score the held-out text; remember the best student where training may stop early."""
+        check = self._scored(self.step, self.tokens)
+        if self.recipe.patience:
+            self._judge(check)
+
+    def _scored(self, step: int, tokens: int) -> Check:
+        """Score the student as it stands, which is that of `step`."""
         self.watcher.phase("held-out text")
         with self.school.casting():
             score = self.held_out.look(self.school.judge, self._sum)
-        check = Check(step=self.step, tokens=self.tokens, nll=score.nll, kl=score.kl)
+        self._refuse_nan(**{"held-out loss": score.nll, "held-out divergence": score.kl or 0.0})
+        check = Check(step=step, tokens=tokens, nll=score.nll, kl=score.kl)
         self.checks.append(check)
         self.watcher.look(check)
-        if self.recipe.patience:
-            self._judge(check)
         return check
 
     def _judge(self, check: Check) -> None:
@@ -241,20 +250,12 @@ class Trainer:
     def _end(self) -> None:
         """Leave the student as it is to be saved, and score it a last time."""
         finish.end(self.school.draft.model)
-        if self.best is not None:
-            self.school.lesson.load_state_dict(self.best["lesson"])
-        self._look_last()
-
-    def _look_last(self) -> None:
-        with self.school.casting():
-            score = self.held_out.look(self.school.judge, self._sum)
         step, tokens = self.step, self.tokens
         if self.best is not None:
+            self.school.lesson.load_state_dict(self.best["lesson"])
             step = self.best["step"]
             tokens = step * self._rows_of_a_step() * self.recipe.length
-        check = Check(step=step, tokens=tokens, nll=score.nll, kl=score.kl)
-        self.checks.append(check)
-        self.watcher.look(check)
+        self._scored(step, tokens)
 
     def _spent(self) -> float:
         """Share of the budget that is used up, the same in all processes."""

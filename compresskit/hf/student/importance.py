@@ -8,7 +8,8 @@ loud, but that the output matrix ignores, count for nothing.
 
 On the shipped tiny model, with a quarter of its neurons left and no training, weighing activations by
 the output matrix gave 3.54 nats a token on held-out text, plain mean activations 3.65, random neurons
-9.1 to 10.1 (six seeds); with half or three quarters of them left the first two came out equal.
+9.1 to 10.1 (six seeds); with half or three quarters of them left the first two came out equal. On
+SmolLM2-135M (2.55), two thirds of the heads: 3.08 where they were chosen so, 3.86 to 4.77 at random.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def rebuilt(model: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any
     Raises:
         Conflict: its names and shapes are not those of `tensors`.
     """
-    fresh = built(model, config)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten at once
+        fresh = built(model, config)
     try:
         fresh.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
