@@ -9,8 +9,8 @@ All share the vocabulary (512) and the heads (4 query, 2 key/value, 32 wide). Ev
 is a multiple of 32 and 64, and in the target of 128, so that quantization groups of those sizes fit
 without padding; output dimensions are multiples of 16, as kernels' tiles want.
 
-The target and the mixture of experts are built here; the draft is cut to its shape as a student of the
-target (see `draft`).
+The draft is made as a student of the target (see `draft`), whose maker draws the very weights that are
+drawn here.
 """
 
 from __future__ import annotations
@@ -55,12 +55,16 @@ EMBEDDING_SCALE = 8.0
 
 
 def build_model(role: Role, seed: int) -> PreTrainedModel:
-    """Return the untrained float32 model of `role`, its weights fixed by `seed`; not of the draft."""
+    """Return the untrained float32 model of `role`, its weights fixed by `seed`."""
     torch.manual_seed(seed)
     model: PreTrainedModel
     if role == "target":
         model = LlamaForCausalLM(
             LlamaConfig(**SHARED, hidden_size=128, num_hidden_layers=4, intermediate_size=384)
+        )
+    elif role == "draft":
+        model = LlamaForCausalLM(
+            LlamaConfig(**SHARED, hidden_size=64, num_hidden_layers=2, intermediate_size=256)
         )
     else:
         model = MixtralForCausalLM(
