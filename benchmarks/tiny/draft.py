@@ -50,7 +50,8 @@ COMMON: dict[str, Any] = {
     "held_out_rows": 48,
     "seed": 20,
 }
-FILES = ("model.safetensors", "config.json", "generation_config.json", "distillation.json")
+WEIGHTS = "model.safetensors"
+FILES = (WEIGHTS, "config.json", "generation_config.json", "distillation.json")
 PRINT_EVERY = 50
 
 
@@ -94,9 +95,9 @@ LESSONS = (
 def teach(*, out: Path, work: Path, share: float, resume: bool) -> dict[str, Any]:
     """Teach the draft, save it under `out/draft` and return the account of it."""
     target = out / "target"
-    if not (target / "model.safetensors").exists():
+    if not (target / WEIGHTS).exists():
         raise SystemExit("draft: it learns from the target; train that first")
-    shipped = target.resolve() == tiny_path("target")
+    shipped = (target / WEIGHTS).read_bytes() == (tiny_path("target") / WEIGHTS).read_bytes()
     tokenizer, student, accounts = train_tokenizer(), SHAPE, []
     for lesson in LESSONS:
         folder = work / f"draft-{lesson.name}-{share:g}"
