@@ -4,9 +4,9 @@
     copying  128 tokens: pairs and drills      random weights
     text     512 tokens: the corpus as it is   what the first lesson left
 
-A model of two narrow blocks learns to carry a word over a distance from short rows that ask for little
-else, or not at all: taught on long rows alone, from the first step on, it agreed with the target on
-stories sooner, but was still guessing whose value was asked when half of the steps were gone. The loss
+Short rows that ask for little else teach two narrow blocks to carry a word over a distance. Taught on
+long rows alone, from the first step on, a draft agreed with the target on stories sooner, but was still
+guessing whose value was asked when half of the steps were gone; the trial ended there. The loss
 of both lessons is half cross-entropy, half the divergence from the target; the second begins with the
 first one's student (`given`), whose cost is added to its own.
 
@@ -92,6 +92,23 @@ LESSONS = (
 )
 
 
+def recipe_of(lesson: Lesson, *, teacher: str, student: str, rows: str, share: float) -> Recipe:
+    """The whole recipe of a lesson; `share` of its steps, at least one."""
+    return Recipe.decode(
+        {
+            **COMMON,
+            **lesson.fields,
+            "teacher": {"name": teacher},
+            "student": student,
+            "data": f"rows:{rows}",
+            "length": lesson.stages[0].context,
+            "batch": lesson.batch,
+            "budget": f"{max(1, round(share * lesson.steps))} steps",
+        },
+        where=lesson.name,
+    )
+
+
 def teach(*, out: Path, work: Path, share: float, resume: bool) -> dict[str, Any]:
     """Teach the draft, save it under `out/draft` and return the account of it."""
     target = out / "target"
@@ -104,19 +121,8 @@ def teach(*, out: Path, work: Path, share: float, resume: bool) -> dict[str, Any
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         path, digests = _write_rows(tokenizer, lesson, work / "rows")
-        recipe = Recipe.decode(
-            {
-                **COMMON,
-                **lesson.fields,
-                "teacher": {"name": "tiny" if shipped else _near(target)},
-                "student": student,
-                "data": f"rows:{_near(path)}",
-                "length": lesson.stages[0].context,
-                "batch": lesson.batch,
-                "budget": f"{max(1, round(share * lesson.steps))} steps",
-            },
-            where=lesson.name,
-        )
+        teacher = "tiny" if shipped else _near(target)
+        recipe = recipe_of(lesson, teacher=teacher, student=student, rows=_near(path), share=share)
         if cards.read(folder) is None:
             train(recipe, folder, device="cpu", resume=resume, watcher=_Printed(lesson.name))
         accounts.append(_account(lesson, recipe, folder, digests))
