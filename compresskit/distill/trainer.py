@@ -107,12 +107,7 @@ class Trainer:
         self.lesson.train()
         spent = self._spent()
         while spent < 1 and not self.stopped:
-            self._finish_if_due(spent)
-            stride = self._stride(spent)
-            if self.curve is not None:
-                self.curve.add(stride)
-            self.watcher.step(stride)
-            spent = self._spent()
+            spent = self.advance(spent)
             # What is a whole number of shares but for rounding counts as one.
             due = math.floor(spent / self.recipe.check_every + 1e-9)
             if spent < 1 and due > self.looks:
@@ -128,6 +123,15 @@ class Trainer:
                 )
         self.stopped = self.stopped or f"the budget of {self.recipe.budget} is spent"
         self._end()
+
+    def advance(self, spent: float) -> float:
+        """Take one step with the share `spent` of the budget used up; return the share after it."""
+        self._finish_if_due(spent)
+        stride = self._stride(spent)
+        if self.curve is not None:
+            self.curve.add(stride)
+        self.watcher.step(stride)
+        return self._spent()
 
     def _stride(self, spent: float) -> Stride:
         """Take one step, at a rate that follows from the share `spent`."""
