@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from compresskit.distill.narrowed import Narrowed
 from compresskit.distill.teachers import on_policy
 from compresskit.distill.teachers.cache import read, report, write
 from compresskit.distill.teachers.cache.parse import parse
@@ -88,7 +89,7 @@ def ask(school: School, folder: Path, *, writes: bool, progress: Progress) -> As
         RunError: it cannot be written.
     """
     recipe = school.recipe
-    if recipe.teacher_cache is None:
+    if recipe.teacher_cache is None or isinstance(school.teacher, Narrowed):
         return Asking(school, school.teacher)
     rows = school.data.train.tokens
     source = Source.of(

@@ -24,6 +24,7 @@ from compresskit.card import Check
 from compresskit.distill import checkpoint, data, finish, optimizers, schedule
 from compresskit.distill.budget import Amount
 from compresskit.distill.held_out import HeldOut, one_on
+from compresskit.distill.narrowed import Narrowed
 from compresskit.distill.progress import Stride
 from compresskit.errors import RunError
 from compresskit.measure.environment import now
@@ -224,8 +225,10 @@ class Trainer:
         self.watcher.phase("held-out text")
         with self.school.casting():
             score = self.held_out.look(self.school.judge, self._sum)
-        self._refuse_nan(**{"held-out loss": score.nll, "held-out divergence": score.kl or 0.0})
-        check = Check(step=step, tokens=tokens, nll=score.nll, kl=score.kl)
+        self._refuse_nan(**{"held-out loss": score.nll, "held-out divergence": score.kl})
+        # A teacher that is asked for some of its tokens only is not what the student is compared with.
+        kl = None if isinstance(self.school.teacher, Narrowed) else score.kl
+        check = Check(step=step, tokens=tokens, nll=score.nll, kl=kl)
         self.checks.append(check)
         self.watcher.look(check)
         return check

@@ -57,7 +57,7 @@ def test_without_a_terminal_progress_is_plain_lines(made: tuple[Path, Result]) -
 
 
 def test_the_student_is_a_model_for_other_commands(made: tuple[Path, Result]) -> None:
-    words = ["generate", "-m", str(made[0]), "A story", "--max-new-tokens", "4"]
+    words = ["generate", "-m", str(made[0]), "--prompt", "A story", "--max-new-tokens", "4"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
 
