@@ -55,13 +55,20 @@ class Asking:
         self.bill = bill
         """Of the shards of a cache that were there: every student that reads them is charged them."""
         self.generated_tokens = 0
-        """That the student wrote in this sitting."""
+        """That the student wrote, in this process."""
         self.writing_seconds = 0.0
         """What that took."""
         recipe = school.recipe
         self._write = on_policy.by(
             school.draft.model, temperature=recipe.on_policy_temperature, autocast=school.autocast
         )
+
+    def told(self) -> dict[str, JsonValue]:
+        """For the card: what a cache keeps and loses, what the student wrote itself."""
+        if not self.school.recipe.on_policy:
+            return dict(self.facts)
+        wrote = {"tokens": self.generated_tokens, "seconds": self.writing_seconds}
+        return {**self.facts, "on_policy_of_first_process": wrote}
 
     def posed(self, batch: Batch, turn: int) -> Batch:
         """The batch as it will be learned from; `turn` counts batches over steps and processes."""

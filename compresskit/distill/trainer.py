@@ -326,6 +326,8 @@ class Trainer:
                 "seconds": self.effort.seconds(),
                 "energy": self.effort.energy().model_dump(mode="json"),
                 "teacher_tokens": teacher_tokens,
+                "generated_tokens": self.asking.generated_tokens,
+                "writing_seconds": self.asking.writing_seconds,
             },
         )  # fmt: skip
 
@@ -351,6 +353,8 @@ class Trainer:
         self.checks = [Check.model_validate(check) for check in state["checks"]]
         self.started_at = state["started_at"]
         self.earlier_tokens = state["teacher_tokens"]
+        self.asking.generated_tokens = state["generated_tokens"]
+        self.asking.writing_seconds = state["writing_seconds"]
         self.effort.resume(state["seconds"], _reading(state["energy"]))
         self._saved = (self.step, self.tokens, self.effort.seconds())
 
