@@ -71,7 +71,7 @@ class Lesson(nn.Module):
 
         Raises:
             Conflict: the model's logits cannot be made a few places at a time, or a hidden term is not
-                told what it needs of the teacher.
+                told what it needs of the teacher; or its activations cannot be computed twice.
         """
         super().__init__()
         self.model = model
@@ -85,7 +85,7 @@ class Lesson(nn.Module):
         if self._hidden is not None:
             self._project(teacher_width)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(model)
 
     @property
     def needs_states(self) -> tuple[int, ...]:
@@ -113,7 +113,9 @@ class Lesson(nn.Module):
             # The last token is never asked for a next one, and no other one looks at it.
             output = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False)
         counted = weights[:, 1:].flatten()
-        where = counted.nonzero()[:, 0]
+        some = counted.nonzero()[:, 0]
+        # Plain text counts everywhere, and then nothing has to be copied.
+        where = some if len(some) < len(counted) else slice(None)
         places = Places(tokens[:, 1:].flatten(), counted, target).at(where)
         hidden = output.last_hidden_state.flatten(0, 1)[where]
         parts: dict[str, torch.Tensor] = {}
@@ -152,6 +154,11 @@ class Lesson(nn.Module):
     def _distance(self, states: Sequence[torch.Tensor], places: Places) -> torch.Tensor:
         """Mean square of differences, averaged over compared states, summed over places by weight."""
         target = cast("Dense", places.target)
+        if absent := set(self.needs_states) - set(target.states):
+            raise Conflict(
+                f"the term hidden compares with the teacher's blocks {list(self.needs_states)}, and its "
+                f"target lacks {sorted(absent)}. Ask the teacher for `needs_states`."
+            )
         wanted = (
             [target.states[one] for one in self.blocks] if self.needs_states else [target.hidden]
         )
@@ -179,3 +186,13 @@ class Lesson(nn.Module):
 
                     stack.callback(block.module.register_forward_hook(keep).remove)
             yield seen
+
+
+def _recompute_activations(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise Conflict(
+            f"{type(model).__name__} cannot compute its activations twice. Leave checkpointing out."
+        )
+    # transformers has renamed it (5.23 warns about the old name, 5.17 knows no other).
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

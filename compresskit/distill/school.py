@@ -17,6 +17,7 @@ from compresskit.distill import data as rows_of, finish, narrowed
 from compresskit.distill.lesson import Lesson
 from compresskit.distill.losses import terms
 from compresskit.distill.narrowed import Narrowed
+from compresskit.distill.teachers import on_policy
 from compresskit.distill.teachers.cache.parse import parse as cache_format
 from compresskit.distill.teachers.online import Online
 from compresskit.errors import InputError, SpecError
@@ -92,7 +93,9 @@ def predict(recipe: Recipe, progress: Progress) -> Prediction:
     dtype = _saved_dtype(source, recipe)
     shape = makers.shape(makers.parse(recipe.student), config)
     kind = "dense" if recipe.teacher_cache is None else _format(recipe.teacher_cache).kind
-    terms.check(terms.parse(recipe.loss), kind)
+    loss = terms.parse(recipe.loss)
+    terms.check(loss, kind)
+    on_policy.check(recipe.on_policy, kind, loss)
     if recipe.finish is not None:
         finish.check(recipe.finish)
     return Prediction(

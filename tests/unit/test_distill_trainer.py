@@ -208,6 +208,7 @@ def test_a_budget_in_seconds_ends(tmp_path: Path) -> None:
         ({"batch": 4000}, InputError, "4000 are needed for one step"),
         ({"loss": "hidden", "teacher_cache": "topk:k=4"}, SpecError, "no hidden states"),
         ({"loss": "jsd", "teacher_cache": "draws:n=4"}, SpecError, "not drawn"),
+        ({"loss": "jsd + ce", "on_policy": 0.5}, SpecError, "own tokens are right"),
         ({"finish": "kv/int8"}, SpecError, "kv/int8"),
     ],
 )

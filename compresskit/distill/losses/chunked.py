@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from compresskit.distill.batch import Target
 
 CHUNK_BYTES = 1 << 25
-"""Of one matrix of float32 logits of a chunk. About six such matrices are alive at a time."""
+"""Of one matrix of float32 logits of a chunk. Four (ce) to eleven (jsd) such matrices are alive at a time."""
 
 
 class Sums(NamedTuple):
@@ -210,7 +210,7 @@ class _Job:
         teacher = None
         if isinstance(target, Dense):
             teacher = layer_of(target.head, target.hidden).logits
-        step = self.chunk or chunk_of(layer.logits(hidden[:1]).shape[1])
+        step = self.chunk or chunk_of(layer.vocabulary(hidden))
         for start in range(0, len(hidden), step):
             here = slice(start, start + step)
             places = self.places.at(here)

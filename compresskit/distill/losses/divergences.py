@@ -66,7 +66,7 @@ def tvd(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Sum of p (log p - log q) over outcomes that p does not rule out."""
     # -inf - -inf is no number, and 0 times that is none either: such outcomes are masked before.
-    return (p.exp() * (p - q).masked_fill(p == -torch.inf, 0.0)).sum(-1)
+    return (p.exp() * (p - q).masked_fill_(p == -torch.inf, 0.0)).sum(-1)
 
 
 def _mixture(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
@@ -74,6 +74,6 @@ def _mixture(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.T
     if share == 0:
         return second
     both = torch.maximum(first, second) == -torch.inf
-    first, second = first.masked_fill(both, 0.0), second.masked_fill(both, 0.0)
-    mixed = torch.logaddexp(first + math.log(share), second + math.log1p(-share))
-    return mixed.masked_fill(both, -torch.inf)
+    first = (first + math.log(share)).masked_fill_(both, 0.0)
+    second = (second + math.log1p(-share)).masked_fill_(both, 0.0)
+    return torch.logaddexp(first, second).masked_fill(both, -torch.inf)

@@ -58,6 +58,10 @@ class Plain:
         self._weight = self.weight.detach().to(dtype)
         self._bias = None if self.bias is None else self.bias.detach().to(dtype)
 
+    def vocabulary(self, rows: torch.Tensor) -> int:
+        """Logits of a place; `rows` are any hidden states, at least one."""
+        return self._weight.shape[0]
+
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """`[n, V]` of hidden states `[n, E]`, without gradient."""
         return self.shape(self._raw(rows))
@@ -89,6 +93,10 @@ class Whole:
     def __init__(self, head: nn.Module) -> None:
         """Take `head` as it is."""
         self._head = head
+
+    def vocabulary(self, rows: torch.Tensor) -> int:
+        """Logits of a place, which only shows when there is one."""
+        return self.logits(rows[:1]).shape[1]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """`[n, V]` of hidden states `[n, E]`, without gradient."""

@@ -9,9 +9,8 @@ it meets them while the teacher is there to say what should have come next.
 
 Only its own tokens count. The prompt is real text, which the other rows teach, with its real
 continuation; and what the divergence on such rows stands for is an expectation over the student's
-distribution of continuations, to which a prompt does not belong. These rows have no right tokens: a
-cross-entropy to their labels would teach the student to believe itself, so it leaves out rows whose
-number is -1.
+distribution of continuations, to which a prompt does not belong. These rows have no right tokens
+either: a cross-entropy with them would teach the student to believe itself, which `check` refuses.
 
 Paper: Agarwal et al. 2023, Generalized Knowledge Distillation (GKD), arXiv 2306.13649.
 Differs: the mixing is by rows of a batch, not by whole batches; prompts are beginnings of rows of
@@ -27,13 +26,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from compresskit.distill.batch import Batch
+from compresskit.distill.losses.terms import CrossEntropy
 from compresskit.distill.teachers import seeds
 from compresskit.errors import SpecError
 from compresskit.hf.continuation import continued
 from compresskit.spec import SamplingSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from compresskit.distill.losses.terms import Kind, Term
 
 
 class Continue(Protocol):
@@ -52,6 +54,29 @@ class Mixed(NamedTuple):
     generated_tokens: int
     seconds: float
     """Of the writing alone."""
+
+
+def check(fraction: float, teacher: Kind, terms: Iterable[Term]) -> None:
+    """Refuse what cannot be learned from rows of the student's own, before anything is trained.
+
+    Raises:
+        SpecError: the teacher is a cache, a term takes labels for right, or the fraction is no share.
+    """
+    if not 0 <= fraction <= 1:
+        raise SpecError(f"the on-policy fraction is a share of the rows, 0 to 1, not {fraction}.")
+    if fraction == 0:
+        return
+    if teacher != "dense":
+        raise SpecError(
+            f"a teacher cache ({teacher}) has not read what the student writes. Use the teacher "
+            "online for on-policy rows, or set their fraction to 0."
+        )
+    for term in terms:
+        if isinstance(term, CrossEntropy):
+            raise SpecError(
+                f"the term {term.name} would teach the student that its own tokens are right. Leave "
+                f"{term.name} out, or set the on-policy fraction to 0."
+            )
 
 
 def by(model: Any, *, temperature: float = 1.0, autocast: torch.dtype | None = None) -> Continue:

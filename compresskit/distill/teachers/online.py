@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 
 from compresskit.distill.batch import Dense
-from compresskit.errors import Conflict
-from compresskit.hf import modules
+from compresskit.hf import head as heads
 from compresskit.hf.states import behind
 
 if TYPE_CHECKING:
@@ -38,13 +37,10 @@ class Online:
         products are computed in, None for the model's own.
 
         Raises:
-            Conflict: it has no head of its own, or no such blocks.
+            Conflict: it cannot be split into base and head, or has no such blocks.
         """
-        top = modules.head(model)
-        if top is None:
-            raise Conflict("a teacher needs a head that turns hidden states into logits.")
         self.model = model.eval().requires_grad_(False)
-        self.head = top
+        self.base, self.head = heads.split(model)
         self.states = tuple(states)
         self.autocast = autocast
         self.tokens_read = 0
@@ -62,7 +58,7 @@ class Online:
         tokens = batch.tokens[:, :-1]
         self.model.eval()  # whoever holds the model may have trained it since
         with self._casting(tokens.device), behind(self.model, self.states) as seen:
-            output = self.model.base_model(input_ids=tokens, use_cache=False)
+            output = self.base(input_ids=tokens, use_cache=False)
         self.tokens_read += tokens.numel()
         flat = {index: state.flatten(0, 1) for index, state in seen.items()}
         return Dense(output.last_hidden_state.flatten(0, 1), self.head, flat)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from compresskit.distill.batch import Batch, Target
-
-Kind = Literal["dense", "topk", "draws"]
-"""Which form of `Target` comes back: `Dense`, `TopK` or `Draws`."""
+    from compresskit.distill.losses.terms import Kind
 
 
 class Teacher(Protocol):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,7 +79,9 @@ def trim(tokenizer: Any, size: int, counts: Sequence[int], *, needed: Iterable[i
         )
     order = tuple(sorted(kept))
     places = {old: new for new, old in enumerate(order)}
-    return Trimmed(_reloaded(tokenizer, _renumbered(document, table, places), places), order, mandatory)
+    return Trimmed(
+        _reloaded(tokenizer, _renumbered(document, table, places), places), order, mandatory
+    )
 
 
 def _count(counts: Sequence[int], token: int) -> int:
@@ -148,7 +151,7 @@ class _Table:
         while len(parts) > 1:
             pairs = [
                 (self.ranks[pair], place)
-                for place, pair in enumerate(zip(parts, parts[1:], strict=False))
+                for place, pair in enumerate(pairwise(parts))
                 if pair in self.ranks
             ]
             if not pairs:
@@ -171,7 +174,8 @@ def _mandatory(document: dict[str, Any], table: _Table) -> set[int]:
     ):
         pieces = ByteLevel.alphabet()
     elif table.falls_back and table.vocabulary.keys() >= set(BYTES):
-        pieces = BYTES
+        # A space is written as this character, and back only where that is a token.
+        pieces = (*BYTES, "\u2581")
     else:
         pieces = [name for name in table.vocabulary if len(name) == 1]
     found = {table.vocabulary[piece] for piece in pieces if piece in table.vocabulary}
@@ -189,9 +193,7 @@ def _parts(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
             yield from _parts(inner)
 
 
-def _renumbered(
-    document: dict[str, Any], table: _Table, places: dict[int, int]
-) -> dict[str, Any]:
+def _renumbered(document: dict[str, Any], table: _Table, places: dict[int, int]) -> dict[str, Any]:
     """The document with the tokens of `places`, by their new numbers.
 
     Raises:
@@ -224,7 +226,11 @@ def _renumbered(
 
 
 def _reloaded(tokenizer: Any, document: dict[str, Any], places: dict[int, int]) -> Any:
-    """A tokenizer of the same habits (templates, sides, roles) over another tokenizer.json."""
+    """A tokenizer of the same habits (templates, sides, roles) over another tokenizer.json.
+
+    Raises:
+        Conflict: this class of tokenizers makes something else of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         path = Path(folder, "tokenizer_config.json")
@@ -241,4 +247,10 @@ def _reloaded(tokenizer: Any, document: dict[str, Any], places: dict[int, int]) 
         Path(folder, "tokenizer.json").write_text(text, encoding="utf-8")
         made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     made.name_or_path = tokenizer.name_or_path
+    wanted = document["model"]["vocab"] | {t["content"]: t["id"] for t in document["added_tokens"]}
+    if made.get_vocab() != wanted:
+        raise Conflict(
+            f"{type(tokenizer).__name__} does not take its tokens from tokenizer.json, so they cannot be "
+            "numbered anew. Leave vocabulary out."
+        )
     return made

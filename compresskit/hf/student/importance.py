@@ -5,6 +5,11 @@
 
 Both are the mean length of the vector that arrives at the hidden state; neurons and heads that are
 loud, but that the output matrix ignores, count for nothing.
+
+On the shipped tiny model, with a quarter of its neurons left and no training, weighing activations by
+the output matrix gave 3.54 nats a token on held-out text, plain mean activations 3.65, random neurons
+9.1 to 10.1 (six seeds); with half or three quarters of them left the first two came out equal. On
+SmolLM2-135M (2.55), two thirds of the heads: 3.08 where they were chosen so, 3.86 to 4.77 at random.
 """
 
 from __future__ import annotations
@@ -106,12 +111,15 @@ def _listen(hooks: ExitStack, module: nn.Module, heard: Any) -> None:
 def _norms_of_columns(out: Any, *, transposed: bool) -> torch.Tensor:
     """`[F]`: length of what one unit of each neuron adds to the hidden state."""
     weight = out.weight.detach().double()
-    return torch.linalg.vector_norm(weight, dim=1 if transposed else 0)
+    norms: torch.Tensor = torch.linalg.vector_norm(weight, dim=1 if transposed else 0)
+    return norms
 
 
 def _arriving(x: torch.Tensor, weight: torch.Tensor, one: Attention) -> torch.Tensor:
     """`[B, T, K]`: length of what each group adds; x is `[B, T, H*D]`, weight `[E, H*D]`."""
     size = one.queries * one.width
-    pairs = zip(x.float().split(size, dim=-1), weight.float().split(size, dim=1), strict=True)
+    pairs = zip(
+        torch.split(x.float(), size, dim=-1), torch.split(weight.float(), size, dim=1), strict=True
+    )
     lengths = [torch.linalg.vector_norm(part @ columns.t(), dim=-1) for part, columns in pairs]
     return torch.stack(lengths, dim=-1).double()

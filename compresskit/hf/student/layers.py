@@ -1,7 +1,7 @@
 """Drop whole blocks.
 
-    teacher   embed ─► 0 ─► 1 ─► 2 ─► 3 ─► norm ─► head
-    student   embed ─► 0 ─────────────► 3 ─► norm ─► head      blocks renumbered, config cut
+teacher   embed ─► 0 ─► 1 ─► 2 ─► 3 ─► norm ─► head
+student   embed ─► 0 ─────────────► 3 ─► norm ─► head      blocks renumbered, config cut
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
 """Fields with one entry for each block."""
 NUMBERED = ("mlp_only_layers",)
 """Fields that list numbers of blocks."""
-BY_POSITION = (("decoder_sparse_step", 1), ("first_k_dense_replace", 0), ("num_kv_shared_layers", 0))
+BY_POSITION = (
+    ("decoder_sparse_step", 1),
+    ("first_k_dense_replace", 0),
+    ("num_kv_shared_layers", 0),
+)
 """Fields that give a block its kind by its number, and the value at which they do not."""
 
 
@@ -76,6 +80,7 @@ class Layers(Maker):
         Which blocks stay is known here for `uniform`, `last` and listed ones. For the others the
         uniform choice stands in, which is as large wherever blocks are as large as each other.
         """
+        check_plain(config, where=self.name)
         total = config.num_hidden_layers
         choose = self.choose if self.choose == "last" else "uniform"
         return _cut(config, self.blocks_of(total) or pick(choose, total, self.count(total)))
@@ -188,7 +193,6 @@ def _cut(config: Any, kept: Sequence[int]) -> Any:
         SpecError: what kind a block is follows from its number, in a way that cannot be written down
             for the blocks that are left.
     """
-    check_plain(config, where="layers")
     for name, harmless in BY_POSITION:
         if getattr(config, name, None) not in (None, harmless):
             raise SpecError(

@@ -1,6 +1,6 @@
 """Read `--student`, and let its makers follow one another.
 
-    layers:keep=0.5 + vocabulary:size=16384  ──► (Layers(keep=0.5), Vocabulary(size=16384))
+layers:keep=0.5 + vocabulary:size=16384  ──► (Layers(keep=0.5), Vocabulary(size=16384))
 """
 
 from __future__ import annotations

@@ -61,15 +61,14 @@ def feed_forwards(model: Any) -> list[FeedForward]:
     Raises:
         SpecError: a block has none that can be cut, or they differ in size.
     """
-    found = [_feed_forward(block) for block in blocks.find(model)]
-    if any(one is None or one.size != found[0].size for one in found if found[0] is not None):
-        found = [None]
-    if found[0] is None:
+    all_blocks = blocks.find(model)
+    found = [one for block in all_blocks if (one := _feed_forward(block)) is not None]
+    if len(found) < len(all_blocks) or len({one.size for one in found}) > 1:
         raise SpecError(
             f"width: the feed-forward layers of {model.config.model_type} have no neurons that can be "
             "told apart by name, or differ in size. Use layers or scratch."
         )
-    return [one for one in found if one is not None]
+    return found
 
 
 def _feed_forward(block: blocks.Block) -> FeedForward | None:
@@ -97,13 +96,14 @@ def attentions(model: Any) -> list[Attention]:
         SpecError: queries, keys and values are fused, or the width of a head follows from their number.
     """
     config = model.config
-    found = [_attention(block, config) for block in blocks.find(model)]
-    if not hasattr(config, "head_dim") or any(one is None for one in found):
+    all_blocks = blocks.find(model)
+    found = [one for block in all_blocks if (one := _attention(block, config)) is not None]
+    if not hasattr(config, "head_dim") or len(found) < len(all_blocks):
         raise SpecError(
             f"width: heads of {config.model_type} cannot be cut: its queries, keys and values are one "
             "matrix, or their width follows from the number of heads. Use ffn=, layers or scratch."
         )
-    return [one for one in found if one is not None]
+    return found
 
 
 def _attention(block: blocks.Block, config: Any) -> Attention | None:
@@ -111,20 +111,23 @@ def _attention(block: blocks.Block, config: Any) -> Attention | None:
         layers = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
         if any(getattr(getattr(x, "weight", None), "ndim", 0) != 2 for x in layers):
             continue
-        q, k, v, o = (tuple(layer.weight.shape) for layer in layers if layer is not None)
+        qs, ks, vs, os = (tuple(layer.weight.shape) for layer in layers if layer is not None)
         groups = config.num_key_value_heads
-        width = k[0] // groups
-        heads = q[0] // width
-        whole = k[0] == v[0] == groups * width and q[0] == heads * width == o[1]
+        width = ks[0] // groups
+        heads = qs[0] // width
+        whole = ks[0] == vs[0] == groups * width and qs[0] == heads * width == os[1]
         if not whole or heads != config.num_attention_heads or heads % groups:
             return None
         at = f"{block.name}.{path}"
         return Attention(
-            *(f"{at}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
-            groups,
-            heads // groups,
-            width,
-            _norms(module, at, heads, groups, width),
+            q=f"{at}.q_proj",
+            k=f"{at}.k_proj",
+            v=f"{at}.v_proj",
+            o=f"{at}.o_proj",
+            groups=groups,
+            queries=heads // groups,
+            width=width,
+            norms=_norms(module, at, heads, groups, width),
         )
     return None
 
@@ -133,9 +136,7 @@ def _norms(
     module: nn.Module, at: str, heads: int, groups: int, width: int
 ) -> tuple[str, str] | None:
     """Norms that run over all heads at once; those over one head stay as they are."""
-    gains = [
-        getattr(getattr(module, name, None), "weight", None) for name in ("q_norm", "k_norm")
-    ]
+    gains = [getattr(getattr(module, name, None), "weight", None) for name in ("q_norm", "k_norm")]
     sizes = [None if gain is None else gain.numel() for gain in gains]
     if sizes == [heads * width, groups * width] and heads > 1:
         return f"{at}.q_norm", f"{at}.k_norm"

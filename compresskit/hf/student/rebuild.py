@@ -14,6 +14,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
 from compresskit.errors import Conflict, SpecError
@@ -34,9 +35,10 @@ def changed(config: Any, *, where: str, **fields: Any) -> Any:
         for name, value in fields.items():
             setattr(copied, name, value)
         copied.validate()
-    except (TypeError, ValueError) as error:
-        # transformers names the check on the first lines and the reason on the last one.
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        # The check is named on the first lines, the reason with its type on the last one.
         reason = str(error).strip().splitlines()[-1].strip()
+        reason = reason.removeprefix("ValueError: ").removeprefix("TypeError: ")
         raise SpecError(f"{where}: {config.model_type} does not take it: {reason}") from None
     return copied
 
@@ -45,12 +47,18 @@ def check_plain(config: Any, *, where: str) -> None:
     """Refuse configs that describe more, or something else, than one dense-weight language model.
 
     Raises:
-        SpecError: the language model is a part of a larger one, or its weights are quantised.
+        SpecError: the language model is a part of a larger one, its blocks differ in size, or its
+            weights are quantised.
     """
     if config.get_text_config() is not config:
         raise SpecError(
             f"{where}: {config.model_type} is a language model inside a larger one. Save the language "
             "model by itself and name that as the teacher."
+        )
+    if getattr(config, "_heterogeneity_spec", None):
+        raise SpecError(
+            f"{where}: the blocks of this {config.model_type} differ in size, and a student's are all "
+            "alike. Name another teacher."
         )
     if getattr(config, "quantization_config", None):
         raise SpecError(
@@ -73,7 +81,8 @@ def rebuilt(model: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> Any
     Raises:
         Conflict: its names and shapes are not those of `tensors`.
     """
-    fresh = built(model, config)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten at once
+        fresh = built(model, config)
     try:
         fresh.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -1,19 +1,16 @@
 """The part of the training rows that makers look at.
 
-Means over some ten thousand tokens hardly move with more of them, and a maker should not take longer
-than a minute of the training that follows.
+Means over some thousands of tokens hardly move with more of them, and a maker should take seconds of
+the training that follows, not minutes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from compresskit.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
-TOKENS = 16_384
+TOKENS = 8192
 """Tokens to look at, at most."""
 AT_ONCE = 4096
 """Tokens of one forward pass: what bounds memory."""
@@ -33,4 +30,4 @@ def batches(rows: torch.Tensor) -> list[torch.Tensor]:
     count, length = rows.shape
     wanted = max(1, min(count, TOKENS // length))
     chosen = rows[[place * count // wanted for place in range(wanted)]]
-    return list(chosen.split(max(1, AT_ONCE // length)))
+    return list(torch.split(chosen, max(1, AT_ONCE // length)))

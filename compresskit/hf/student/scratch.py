@@ -16,7 +16,14 @@ from compresskit.hf.student.rebuild import built, changed, check_plain
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FIXED = ("model_type", "architectures", "vocab_size", "dtype", "torch_dtype", "transformers_version")
+FIXED = (
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)
 """Fields that come with the teacher: its kind, its tokenizer, its type."""
 
 
@@ -48,9 +55,8 @@ class Scratch(Maker):
         check_plain(config, where=self.name)
         fields = {self._known(config, name): value for name, value in self.fields().items()}
         fields |= _lists(config, fields)
-        made = changed(config, where=self.name, **fields)
-        _check_heads(made)
-        return made
+        _check_sizes(config, fields)
+        return changed(config, where=self.name, **fields)
 
     def make(self, draft: Draft, rows: torch.Tensor, *, seed: int) -> Draft:
         """See `Maker.make`."""
@@ -63,8 +69,7 @@ class Scratch(Maker):
         # The block at the end of the same share of the depth: the last stands for the last.
         count, total = config.num_hidden_layers, len(draft.blocks)
         alike = tuple(
-            draft.blocks[max(0, round((place + 1) * total / count) - 1)]
-            for place in range(count)
+            draft.blocks[max(0, round((place + 1) * total / count) - 1)] for place in range(count)
         )
         facts: dict[str, JsonValue] = {"seed": seed, **self.fields()}
         return Draft(student, draft.tokenizer, alike, {**draft.facts, self.name: facts})
@@ -86,7 +91,8 @@ class Scratch(Maker):
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise SpecError(f"scratch: the config of {config.model_type} has no {name!r}.{hint}")
-        return common.get(name, name)
+        found: str = common.get(name, name)
+        return found
 
 
 def _lists(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,19 +117,28 @@ def _lists(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_heads(config: Any) -> None:
-    """Refuse sizes of attention that cannot be divided.
+def _check_sizes(config: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse sizes that cannot be divided, before transformers does in its own words.
 
     Raises:
         SpecError: says which sizes, and what would do.
     """
-    width, heads = config.hidden_size, config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    each = getattr(config, "head_dim", None)
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
-        if not getattr(config, name) > 0:
-            raise SpecError(f"scratch: {name} must be at least 1, not {getattr(config, name)}.")
-    if groups < 0 or heads % groups:
+    names = (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
+    sizes = {name: fields.get(name, getattr(config, name, None)) for name in names}
+    for name, size in sizes.items():
+        if size is not None and not isinstance(size, int):
+            return  # `changed` has a word for it
+        if size is not None and size < 1:
+            raise SpecError(f"scratch: {name} must be at least 1, not {size}.")
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    groups, each = sizes["num_key_value_heads"] or heads, sizes["head_dim"]
+    if heads % groups:
         raise SpecError(
             f"scratch: {heads} query heads cannot share {groups} key/value heads evenly. Say both: "
             "num_attention_heads as a multiple of num_key_value_heads."
@@ -133,7 +148,6 @@ def _check_heads(config: Any) -> None:
             f"scratch: hidden_size={width} cannot be divided into {heads} heads. Take a multiple of "
             f"{heads}, such as {max(1, round(width / heads)) * heads}."
         )
-    size = each or width // heads
     # Rotary embeddings turn pairs of numbers.
-    if size % 2:
-        raise SpecError(f"scratch: heads are {size} wide, and that must be even.")
+    if (each or width // heads) % 2:
+        raise SpecError(f"scratch: heads are {each or width // heads} wide, and that must be even.")

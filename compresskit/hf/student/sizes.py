@@ -15,22 +15,22 @@ than it said.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from compresskit.card import Size
 from compresskit.errors import Conflict
 from compresskit.hf import modules
 from compresskit.hf.student.rebuild import skeleton
 
+if TYPE_CHECKING:
+    import torch
+
 
 def size_of_config(config: Any, dtype: torch.dtype) -> Size:
     """Size of a model of `config` that is saved in `dtype`; no weights are made.
 
     Raises:
-        Conflict: the bytes of its cache cannot be told from the config.
+        Conflict: the bytes of its cache, or what its experts do, cannot be told from the config.
     """
     return size_of_model(skeleton(config, dtype))
 
@@ -39,7 +39,7 @@ def size_of_model(model: Any) -> Size:
     """Size of `model` as it is.
 
     Raises:
-        Conflict: the bytes of its cache cannot be told from its config.
+        Conflict: the bytes of its cache, or what its experts do, cannot be told from its config.
     """
     return Size(
         parameters=modules.parameter_count(model),
@@ -50,26 +50,30 @@ def size_of_model(model: Any) -> Size:
 
 
 def multiplied(model: Any) -> int:
-    """Weights that a decode step of one token multiplies with."""
-    dense = sum(site.weight().numel() for site in modules.linears(model))
+    """Weights that a decode step of one token multiplies with.
+
+    Raises:
+        Conflict: there are routed experts of which it is not known how many work for a token.
+    """
+    total = sum(site.weight().numel() for site in modules.linears(model))
     experts = {id(site.module) for site in modules.experts(model)}
-    active = 0
-    for module in model.modules():
-        if id(module) in experts:
-            active += _active(module, model.config)
-        elif modules.kind_of(module, nn.Parameter(torch.empty(0))) == "router":
-            # A router multiplies with a matrix of its own, without being a linear layer.
-            own = getattr(module, "weight", None)
-            active += own.numel() if own is not None and own.dim() == 2 else 0
-        elif isinstance(module, modules.HoldsBytes) and not hasattr(module, "embedding_dim"):
-            active += modules.stands_for(module)
-    return dense + active
-
-
-def _active(experts: nn.Module, config: Any) -> int:
-    """Weights of the experts that work for one token; all of them are equally large."""
-    weights = [parameter for parameter in experts.parameters() if parameter.dim() == 3]
-    return sum(w.numel() // w.shape[0] for w in weights) * int(config.num_experts_per_tok)
+    for name, module in model.named_modules():
+        if isinstance(module, modules.HoldsBytes):
+            # A packed embedding is looked up, not multiplied with.
+            total += 0 if hasattr(module, "embedding_dim") else modules.stands_for(module)
+            continue
+        for weight in module.parameters(recurse=False):
+            kind = modules.kind_of(module, weight)
+            if kind == "experts" and id(module) not in experts:
+                raise Conflict(
+                    f"{name} holds experts in a form that is not known here, so what a decode step "
+                    "multiplies with cannot be told."
+                )
+            if kind == "experts":
+                total += weight.numel() // weight.shape[0] * int(model.config.num_experts_per_tok)
+            elif kind == "router" and weight.dim() == 2:
+                total += weight.numel()
+    return total
 
 
 def _kv_numbers(config: Any) -> int:

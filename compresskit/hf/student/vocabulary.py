@@ -50,7 +50,7 @@ class Vocabulary(Maker):
         """See `Maker.shape`. Which ids the special tokens get is known once tokens are counted."""
         check_plain(config, where=self.name)
         self._check(config)
-        nameless = {name: None for name in _id_fields(config)}
+        nameless = dict.fromkeys(_id_fields(config))
         return changed(config, where=self.name, vocab_size=self.size, **nameless)
 
     def make(self, draft: Draft, rows: torch.Tensor, *, seed: int) -> Draft:
@@ -60,6 +60,11 @@ class Vocabulary(Maker):
         named = _named(model)
         counts = torch.bincount(rows.flatten().cpu(), minlength=len(draft.tokenizer)).tolist()
         trimmed = bpe.trim(draft.tokenizer, self.size, counts, needed=named)
+        if trimmed.kept[-1] >= model.config.vocab_size:
+            raise Conflict(
+                f"the tokenizer has a token {trimmed.kept[-1]}, and the teacher only "
+                f"{model.config.vocab_size} embeddings. Resize the teacher's embedding first."
+            )
         places = {old: new for new, old in enumerate(trimmed.kept)}
         config = changed(
             model.config, where=self.name, vocab_size=self.size, **_ids(model.config, places)

@@ -23,8 +23,6 @@ from compresskit.hf.student.rebuild import changed, check_plain, float_tensors, 
 from compresskit.hf.student.sample import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pydantic import JsonValue
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -49,7 +47,7 @@ class Width(Maker):
     ffn: Count | Share | None = None
     """Neurons of a feed-forward layer, or share of them (0.5), rounded to what kernels like."""
     heads: Count | Share | None = None
-    """Query heads, or share of them; whole key/value groups."""
+    """Query heads, or share of them; whole key/value groups, as near to the share as the model takes."""
     choose: Literal["activation", "random"] = "activation"
     """random is the control, drawn from the seed."""
 
@@ -72,16 +70,22 @@ class Width(Maker):
         if self.ffn is not None:
             size = feed_forwards(hollow)[0].size
             fields[_ffn_field(config)] = neurons(self.ffn, size)
-        if self.heads is not None:
-            one = attentions(hollow)[0]
-            groups = groups_left(self.heads, one)
-            # Not to be divided anew: the width stays, the number of heads does not.
-            fields |= {
+        if self.heads is None:
+            return changed(config, where=self.name, **fields)
+        one = attentions(hollow)[0]
+        refused: list[SpecError] = []
+        for groups in groups_left(self.heads, one):
+            # The width is said too: it would be divided anew among the heads otherwise.
+            sizes = {
                 "head_dim": one.width,
                 "num_attention_heads": groups * one.queries,
                 "num_key_value_heads": groups,
             }
-        return changed(config, where=self.name, **fields)
+            try:
+                return changed(config, where=self.name, **fields, **sizes)
+            except SpecError as error:  # some configs want a hidden size that heads divide
+                refused.append(error)
+        raise refused[0]
 
     def make(self, draft: Draft, rows: torch.Tensor, *, seed: int) -> Draft:
         """See `Maker.make`."""
@@ -101,7 +105,9 @@ class Width(Maker):
             facts["ffn"] = {"from": ffn.size, "to": size}
         kept_groups: list[JsonValue] = []
         for place, one in enumerate(heads):
-            kept = _choice(found, "groups", place, one.groups, config.num_key_value_heads, generator)
+            kept = _choice(
+                found, "groups", place, one.groups, config.num_key_value_heads, generator
+            )
             _keep_groups(tensors, one, kept)
             kept_groups.append(kept.tolist())
         if heads:
@@ -117,8 +123,8 @@ class Width(Maker):
         return Draft(student, draft.tokenizer, draft.blocks, {**draft.facts, self.name: facts})
 
 
-def groups_left(wanted: float, one: Attention) -> int:
-    """Number of key/value groups that stay.
+def groups_left(wanted: float, one: Attention) -> list[int]:
+    """Numbers of key/value groups that may stay: of a number that one, of a share the nearest first.
 
     Raises:
         SpecError: that is all of them, or the query heads do not divide into groups.
@@ -130,28 +136,28 @@ def groups_left(wanted: float, one: Attention) -> int:
                 f"width: heads={wanted} of {total}: heads go in groups of {one.queries} that share a "
                 f"key/value head. Take a multiple of {one.queries} below {total}."
             )
-        return wanted // one.queries
-    groups = max(1, round(wanted * one.groups))
-    if groups >= one.groups:
+        return [wanted // one.queries]
+    if max(1, round(wanted * one.groups)) >= one.groups:
         raise SpecError(
             f"width: heads={wanted} leaves {one.groups} of {one.groups} groups of heads. Take a smaller "
             "share, or leave heads out."
         )
-    return groups
+    return sorted(range(1, one.groups), key=lambda groups: abs(groups - wanted * one.groups))
 
 
 def neurons(wanted: float, size: int) -> int:
     """Neurons that stay of `size`: a number as it was given, a share rounded to multiples.
 
-    Multiples of 64 from 256 neurons on, of 32 from 64 on: tiles of matrix products and groups of
-    quantised weights fit those.
+    Tiles of matrix products and groups of quantised weights are 64 or 32 wide. The multiple is the
+    largest of 64, 32, 16 and 8 that is at most an eighth of the size, so that rounding moves the size
+    by no more than a sixteenth.
 
     Raises:
         SpecError: none would go.
     """
     count = wanted if isinstance(wanted, int) else wanted * size
     if not isinstance(count, int):
-        step = 64 if count >= 256 else 32 if count >= 64 else 1
+        step = next((step for step in (64, 32, 16, 8) if 8 * step <= count), 1)
         count = max(step, round(count / step) * step)
     if count >= size:
         raise SpecError(

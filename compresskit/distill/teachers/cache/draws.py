@@ -14,13 +14,21 @@ Differs: `n` counts draws; a token that is drawn again is stored once, with a la
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 import torch
 from pydantic import Field
 
 from compresskit.distill.batch import Draws
-from compresskit.distill.teachers.cache.formats import Column, Format, Stored, expected, id_type
+from compresskit.distill.teachers.cache.formats import (
+    Column,
+    Format,
+    Stored,
+    entropy,
+    id_type,
+    mean_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,16 +66,16 @@ class DrawsFormat(Format):
 
     def pack(self, logprobs: torch.Tensor, uniforms: torch.Tensor) -> Stored:
         """Draw by inverting the distribution function, then put equal tokens together."""
-        proposal = logprobs.double().mul(self.power).softmax(-1)
+        proposal = logprobs.exp() if self.power == 1 else logprobs.mul(self.power).softmax(-1)
         # float64: in float32 the steps of rare tokens would vanish beside a sum near one.
-        below = proposal.cumsum(-1)
+        below = proposal.cumsum(-1, dtype=torch.float64)
         drawn = torch.searchsorted(below, uniforms * below[:, -1:], right=True)
         ids, counts = _merged(drawn.clamp_(max=logprobs.shape[-1] - 1))
         columns = self.columns(logprobs.shape[-1])
         stored = {"ids": ids.to(columns["ids"].dtype)}
         if self.power == 1:
             return {**stored, "counts": counts.to(torch.uint8)}
-        ratio = logprobs.gather(-1, ids).double().exp() / proposal.gather(-1, ids)
+        ratio = logprobs.gather(-1, ids).double().exp() / proposal.gather(-1, ids).double()
         return {**stored, "weights": (counts * ratio / self.n).float().masked_fill(counts == 0, 0)}
 
     def unpack(self, stored: Mapping[str, torch.Tensor]) -> Draws:
@@ -82,18 +90,20 @@ class DrawsFormat(Format):
         takes, for the one model that is at hand.
         """
         back = self.unpack(stored)
-        exact = expected(logprobs, -logprobs)
-        surprise = -logprobs.gather(-1, back.ids).double().masked_fill(back.weights == 0, 0.0)
-        drawn = (back.weights.double() * surprise).sum(-1)
-        size, shares = logprobs.shape[-1], back.weights.double()
-        shares = shares / shares.sum(-1, keepdim=True)
-        smooth = torch.full_like(logprobs, 1 / size, dtype=torch.float64)
-        smooth = smooth.scatter_add(-1, back.ids, shares * self.n) / (self.n + 1)
+        exact, own = entropy(logprobs), logprobs.gather(-1, back.ids).double()
+        weights = back.weights.double()
+        drawn = mean_of(weights, -own)
+        # Smoothed: one draw more, spread evenly. Unused entries have weight 0 and name token 0, which
+        # must not be taken for drawn.
+        even = 1 / (logprobs.shape[-1] * (self.n + 1))
+        given = weights / weights.sum(-1, keepdim=True) * self.n / (self.n + 1) + even
+        probs = own.exp().masked_fill(weights == 0, 0.0)
+        smooth = mean_of(probs, given.log()) + (1 - probs.sum(-1)) * math.log(even)
         return {
             "exact": exact,
             "drawn": drawn,
             "squared": (drawn - exact).square(),
-            "smoothed_kl": expected(logprobs, logprobs.double() - smooth.log()),
+            "smoothed_kl": -exact - smooth,
         }
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:

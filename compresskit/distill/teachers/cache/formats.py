@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from compresskit.distill.teachers.protocol import Kind
+from compresskit.distill.losses.terms import Kind
 from compresskit.spec import Frozen
 
 if TYPE_CHECKING:
@@ -90,10 +90,16 @@ def id_type(vocabulary: int) -> torch.dtype:
     return torch.uint16 if vocabulary <= 1 << 16 else torch.uint32
 
 
-def expected(logprobs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """float64 `[n]`: the mean of `values` under the distribution `logprobs`, both `[n, V]`.
+def entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    """float64 `[n]`, nats, of float32 `[n, V]`; what has no probability counts for nothing.
 
-    What has no probability counts for nothing, even where the value is infinite.
+    The terms are float32, the sum is not: over a large vocabulary the cost of writing a cache is a
+    matter of how often all numbers are touched, and in which width.
     """
-    probs = logprobs.double().exp()
-    return (probs * values.double().masked_fill(probs == 0, 0.0)).sum(-1)
+    terms: torch.Tensor = torch.special.entr(logprobs.exp())
+    return terms.sum(-1, dtype=torch.float64)
+
+
+def mean_of(probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """float64 `[n]`: the sum of `probs * values`, both `[n, K]`; an infinite value of nothing is 0."""
+    return (probs * values.masked_fill(probs == 0, 0.0)).sum(-1, dtype=torch.float64)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compresskit.distill.batch import Batch, Draws, TopK
+    from compresskit.distill.losses.terms import Kind
     from compresskit.distill.teachers.cache.formats import Format
-    from compresskit.distill.teachers.protocol import Kind
 
 OPEN_SHARDS = 64
 """Files held open at once; systems allow some hundred to a process."""
@@ -90,7 +90,7 @@ class Cached:
             self._files.move_to_end(index)
             return self._files[index]
         path = shard.path_of(self.folder, index)
-        first = index * self.manifest.rows_per_shard
+        first = self.manifest.span(index).start
         file, told = shard.open_mapped(path, cache=self.manifest.digest(), first=first)
         if index not in self._verified:
             shard.verify(path, file, told)
@@ -127,5 +127,5 @@ def open(folder: Path, *, wanted: source.Source, states: Sequence[int] = ()) -> 
         )
     for index in range(manifest.shards()):
         path = shard.path_of(folder, index)
-        shard.open_mapped(path, cache=manifest.digest(), first=index * manifest.rows_per_shard)
+        shard.open_mapped(path, cache=manifest.digest(), first=manifest.span(index).start)
     return Cached(folder, manifest)

@@ -98,8 +98,8 @@ class Manifest(Stored):
     """Type that the teacher was computed in."""
     vocabulary: int
     """The teacher's logits a place."""
-    seed: int
-    """Of what is drawn."""
+    seed: int | None
+    """Of what is drawn; null where nothing is."""
     rows_per_shard: int
     complete: bool = False
     """False while some rows are not written yet; the numbers below are then null."""
@@ -121,6 +121,11 @@ class Manifest(Stored):
     def shards(self) -> int:
         """Number of files."""
         return -(-self.source.rows // self.rows_per_shard)
+
+    def span(self, shard: int) -> range:
+        """Numbers of the rows in a shard."""
+        first = shard * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, self.source.rows))
 
     def digest(self) -> str:
         """What every shard of this cache bears: it covers all that decides a shard's content."""

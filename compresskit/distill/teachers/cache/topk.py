@@ -17,7 +17,14 @@ import torch
 from pydantic import Field
 
 from compresskit.distill.batch import TopK
-from compresskit.distill.teachers.cache.formats import Column, Format, Stored, expected, id_type
+from compresskit.distill.teachers.cache.formats import (
+    Column,
+    Format,
+    Stored,
+    entropy,
+    id_type,
+    mean_of,
+)
 from compresskit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -78,13 +85,15 @@ class TopKFormat(Format):
     def errors(self, logprobs: torch.Tensor, stored: Stored) -> dict[str, torch.Tensor]:
         """Kl (nats) of the teacher from what comes back, its rest spread evenly; the rest's mass."""
         back = self.unpack(stored)
-        others = logprobs.shape[-1] - self.k
-        spread = back.rest - math.log(others) if others else back.rest
-        full = spread.unsqueeze(-1).expand_as(logprobs).scatter(-1, back.ids, back.logprobs)
-        return {
-            "kl": expected(logprobs, logprobs.double() - full.double()),
-            "rest": back.rest.double().exp(),
-        }
+        kept = logprobs.gather(-1, back.ids).double()
+        kl = mean_of(kept.exp(), kept - back.logprobs.double())
+        mass = back.rest.double().exp()
+        if others := logprobs.shape[-1] - self.k:
+            tail = logprobs.scatter(-1, back.ids, -torch.inf)
+            spread = back.rest.double() - math.log(others)
+            left = tail.exp().sum(-1, dtype=torch.float64)
+            kl = kl - entropy(tail) - mean_of(left[:, None], spread[:, None])
+        return {"kl": kl, "rest": mass}
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Both means as they are."""

@@ -10,6 +10,7 @@ left are checked and kept.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from compresskit.distill.teachers import seeds
 from compresskit.distill.teachers.cache import shard, source
 from compresskit.errors import ModelError, RunError, SpecError
 from compresskit.method import quiet
+from compresskit.units import Unit, format_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,23 +91,22 @@ def write(
         format=form.label(),
         dtype=_dtype(teacher),
         vocabulary=teacher.vocabulary,
-        seed=seed,
+        seed=seed if form.uniforms() else None,
         rows_per_shard=max(1, shard_bytes // row_bytes),
     )
     with _alone(folder):
         manifest = _agreed(folder, manifest)
-        tokens_before, kept = teacher.tokens_read, 0
-        for index in range(manifest.shards()):
-            first = index * manifest.rows_per_shard
-            last = min(first + manifest.rows_per_shard, belongs.rows)
-            if _is_good(folder, index, manifest):
-                kept += 1
-            else:
-                _write_shard(folder, teacher, rows, manifest, index, batch=batch, progress=progress)
-            progress("teacher cache", last, belongs.rows)
+        tokens_before = teacher.tokens_read
+        missing = [i for i in range(manifest.shards()) if not _is_good(folder, i, manifest)]
+        to_write = sum(len(manifest.span(index)) for index in missing)
+        _require_space(folder, to_write * row_bytes)
+        progress("teacher cache", belongs.rows - to_write, belongs.rows)
+        for index in missing:
+            _write_shard(folder, teacher, rows, manifest, index, batch=batch, progress=progress)
         manifest = _completed(folder, manifest)
         source.save(manifest, folder)
     read = teacher.tokens_read - tokens_before
+    kept = manifest.shards() - len(missing)
     return Written(manifest, read, kept, time.perf_counter() - began)
 
 
@@ -119,19 +120,34 @@ def _dtype(teacher: Online) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other writers out; the operating system drops the lock of a dead process."""
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
             f"{folder}: another process is writing this teacher cache. Wait for it, or name another "
             "folder."
         ) from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}). Name another folder for the cache."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Refuse before the teacher has read anything where the disk is too small as it stands."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: the teacher cache needs {format_quantity(needed, Unit.BYTE)}, and "
+            f"{format_quantity(free, Unit.BYTE)} are free. Keep less of each place (a smaller k, or "
+            "draws), free some space, or name a folder on a larger disk."
+        )
 
 
 def _agreed(folder: Path, wanted: source.Manifest) -> source.Manifest:
@@ -167,7 +183,7 @@ def _is_good(folder: Path, index: int, manifest: source.Manifest) -> bool:
         return False
     try:
         file, told = shard.open_mapped(
-            path, cache=manifest.digest(), first=index * manifest.rows_per_shard
+            path, cache=manifest.digest(), first=manifest.span(index).start
         )
         shard.verify(path, file, told)
     except ModelError:
@@ -187,12 +203,11 @@ def _write_shard(
 ) -> None:
     began = time.perf_counter()
     form = manifest.parsed()
-    first = index * manifest.rows_per_shard
-    last = min(first + manifest.rows_per_shard, manifest.source.rows)
+    span = manifest.span(index)
     pieces: list[Stored] = []
     sums: dict[str, float] = {}
-    for start in range(first, last, batch):
-        numbers = torch.arange(start, min(start + batch, last))
+    for start in range(0, len(span), batch):
+        numbers = torch.tensor(span[start : start + batch])
         for stored, errors in _targets(teacher, rows[numbers], numbers, form, manifest.seed):
             pieces.append(stored)
             for name, values in errors.items():
@@ -200,16 +215,16 @@ def _write_shard(
         progress("teacher cache", int(numbers[-1]) + 1, manifest.source.rows)
     if not all(map(math.isfinite, sums.values())):
         raise RunError(
-            f"the teacher's errors of rows {first} to {last - 1} are not finite ({sums}): the cache "
+            f"the teacher's errors of rows {span[0]} to {span[-1]} are not finite ({sums}): the cache "
             "would give a token no probability that the teacher gives some. Store float32."
         )
-    shape = (last - first, manifest.source.length - 1)
+    shape = (len(span), manifest.source.length - 1)
     tensors = {
         name: torch.cat([piece[name] for piece in pieces]).reshape(*shape, -1) for name in pieces[0]
     }
     told = shard.Told(
         cache=manifest.digest(),
-        first=first,
+        first=span.start,
         sha256=shard.content_sha256(tensors),
         errors=sums,
         seconds=time.perf_counter() - began,
@@ -218,7 +233,7 @@ def _write_shard(
 
 
 def _targets(
-    teacher: Online, tokens: torch.Tensor, numbers: torch.Tensor, form: Format, seed: int
+    teacher: Online, tokens: torch.Tensor, numbers: torch.Tensor, form: Format, seed: int | None
 ) -> Iterator[tuple[Stored, dict[str, torch.Tensor]]]:
     """What is stored of some rows, and its errors, chunk after chunk in the order of places."""
     device = next(teacher.model.parameters()).device
@@ -228,7 +243,7 @@ def _targets(
     places = hidden.shape[1]
     chunk = max(1, CHUNK_NUMBERS // teacher.vocabulary)
     for row, states in zip(numbers.tolist(), hidden, strict=True):
-        drawing = seeds.generator("draws", seed, row)
+        drawing = seeds.generator("draws", seed or 0, row)
         uniforms = torch.rand(places, form.uniforms(), generator=drawing, dtype=torch.float64)
         for start in range(0, places, chunk):
             logprobs = teacher.logprobs(states[start : start + chunk])
@@ -248,9 +263,7 @@ def _completed(folder: Path, manifest: source.Manifest) -> source.Manifest:
     seconds, size = 0.0, 0
     for index in range(manifest.shards()):
         path = shard.path_of(folder, index)
-        _, told = shard.open_mapped(
-            path, cache=manifest.digest(), first=index * manifest.rows_per_shard
-        )
+        _, told = shard.open_mapped(path, cache=manifest.digest(), first=manifest.span(index).start)
         size += path.stat().st_size
         seconds += told.seconds
         for name, value in told.errors.items():
