@@ -135,7 +135,7 @@ def verdict(outcome: Outcome) -> None:
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
     screen.print(
         f"\nNext:\n  compresskit run -m {card.teacher} --method distill/student:path={outcome.folder}\n"
-        f"  compresskit generate -m {outcome.folder} 'Once upon a time'",
+        f"  compresskit generate -m {outcome.folder} --prompt 'Once upon a time'",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from compresskit.distill.narrowed import Narrowed
 from compresskit.distill.teachers import on_policy
 from compresskit.distill.teachers.cache import read, report, write
 from compresskit.distill.teachers.cache.parse import parse
@@ -54,13 +55,23 @@ class Asking:
         self.bill = bill
         """Of the shards of a cache that were there: every student that reads them is charged them."""
         self.generated_tokens = 0
-        """That the student wrote in this sitting."""
+        """That the student wrote, in this process."""
         self.writing_seconds = 0.0
         """What that took."""
         recipe = school.recipe
         self._write = on_policy.by(
             school.draft.model, temperature=recipe.on_policy_temperature, autocast=school.autocast
         )
+
+    def told(self) -> dict[str, JsonValue]:
+        """For the card: what a cache keeps and loses, what the student wrote itself."""
+        if not self.school.recipe.on_policy:
+            return dict(self.facts)
+        wrote: dict[str, JsonValue] = {
+            "tokens": self.generated_tokens,
+            "seconds": self.writing_seconds,
+        }
+        return {**self.facts, "on_policy_of_first_process": wrote}
 
     def posed(self, batch: Batch, turn: int) -> Batch:
         """The batch as it will be learned from; `turn` counts batches over steps and processes."""
@@ -88,7 +99,7 @@ def ask(school: School, folder: Path, *, writes: bool, progress: Progress) -> As
         RunError: it cannot be written.
     """
     recipe = school.recipe
-    if recipe.teacher_cache is None:
+    if recipe.teacher_cache is None or isinstance(school.teacher, Narrowed):
         return Asking(school, school.teacher)
     rows = school.data.train.tokens
     source = Source.of(

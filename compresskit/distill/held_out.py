@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from compresskit.distill.data import Rows
     from compresskit.distill.lesson import Lesson
+    from compresskit.distill.narrowed import Narrowed
     from compresskit.distill.teachers.online import Online
 
 
@@ -25,14 +26,21 @@ class Score(NamedTuple):
     """Nats per token."""
 
     nll: float
-    kl: float | None
+    kl: float
+    """From the teacher, or from what a narrowed one says of the student's tokens."""
 
 
 class HeldOut:
     """The held-out rows of one process, with the teacher's opinion of them."""
 
     def __init__(
-        self, rows: Rows, teacher: Online, *, batch: int, device: torch.device, share: slice
+        self,
+        rows: Rows,
+        teacher: Online | Narrowed,
+        *,
+        batch: int,
+        device: torch.device,
+        share: slice,
     ) -> None:
         """Ask the teacher; `share` says which of the rows are this process's."""
         numbers = torch.arange(len(rows))[share]

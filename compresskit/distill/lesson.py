@@ -118,15 +118,14 @@ class Lesson(nn.Module):
         where = some if len(some) < len(counted) else slice(None)
         places = Places(tokens[:, 1:].flatten(), counted, target).at(where)
         hidden = output.last_hidden_state.flatten(0, 1)[where]
-        parts: dict[str, torch.Tensor] = {}
-        total = hidden.new_zeros((), dtype=torch.float32)
-        if self._predicted:
-            layer = modules.head(self.model)
-            head = heads.Head(layer, self._shape)  # type: ignore[arg-type]  # `shape` has found it
-            sums = summed(hidden, head, self._predicted, places, chunk=self.chunk)
-            names = [term.name for term in self._predicted]
-            parts |= dict(zip(names, sums.parts, strict=True))
-            total = total + sums.total
+        layer = modules.head(self.model)
+        head = heads.Head(layer, self._shape)  # type: ignore[arg-type]  # `shape` has found it
+        # Hidden states alone ask nothing of the head; with no place it still takes part.
+        asked = slice(None) if self._predicted else slice(0)
+        sums = summed(hidden[asked], head, self._predicted, places.at(asked), chunk=self.chunk)
+        names = [term.name for term in self._predicted]
+        parts = dict(zip(names, sums.parts, strict=True))
+        total = sums.total
         if self._hidden is not None:
             states = [state.flatten(0, 1)[where] for state in seen] or [hidden]
             distance = self._distance(states, places)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compresskit import artefact
-from compresskit.distill import data as rows_of, finish
+from compresskit.distill import data as rows_of, finish, narrowed
 from compresskit.distill.lesson import Lesson
 from compresskit.distill.losses import terms
+from compresskit.distill.narrowed import Narrowed
 from compresskit.distill.teachers import on_policy
 from compresskit.distill.teachers.cache.parse import parse as cache_format
 from compresskit.distill.teachers.online import Online
@@ -59,9 +60,9 @@ class School:
     recipe: Recipe
     source: ResolvedModel
     device: Device
-    teacher: Online
+    teacher: Online | Narrowed
     tokenizer: HFTokenizer
-    """The teacher's."""
+    """The student's, which is its teacher's unless the vocabulary was trimmed."""
     draft: Draft
     lesson: Lesson
     judge: Lesson
@@ -123,27 +124,31 @@ def enrol(
     )  # fmt: skip
     _fits(recipe, teacher)
     notify("reading the text")
-    data = rows_of.load(
-        recipe.data, recipe.held_out, teacher.tokenizer,
-        length=recipe.length, held_out_rows=recipe.held_out_rows,
-    )  # fmt: skip
-    rows_of.check_enough(data.train, recipe.batch * recipe.accumulate * processes)
-    for part in (data.train, data.held_out):
-        rows_of.check_ids(part, teacher.model.config.get_text_config().vocab_size)
+    data = _rows(recipe, teacher.tokenizer, processes)
     notify(f"making the student: {recipe.student}")
     draft = _make(recipe, known.source, device, data)
-    _speak_alike(draft, teacher)
+    tokenizer = _tokenizer(draft)
+    ids = None
+    if tokenizer_digest(tokenizer) != tokenizer_digest(teacher.tokenizer):
+        _check_narrowed(recipe)
+        size = draft.model.config.get_text_config().vocab_size
+        ids = narrowed.ids_in(teacher.tokenizer.inner, draft.tokenizer, size)
+        data = _rows(recipe, tokenizer, processes)
+    for part in (data.train, data.held_out):
+        rows_of.check_ids(part, draft.model.config.get_text_config().vocab_size)
     lesson = Lesson(
         draft.model, terms.parse(recipe.loss), blocks=draft.blocks,
         teacher_width=teacher.model.config.get_text_config().hidden_size,
         checkpointing=recipe.checkpointing,
     )  # fmt: skip
+    online = Online(teacher.model, states=lesson.needs_states, autocast=autocast)
+    asked = online if ids is None else Narrowed(online, ids)
     return School(
         recipe=recipe,
         source=known.source,
         device=device,
-        teacher=Online(teacher.model, states=lesson.needs_states, autocast=autocast),
-        tokenizer=teacher.tokenizer,
+        teacher=asked,
+        tokenizer=tokenizer,
         draft=draft,
         lesson=lesson,
         judge=Lesson(draft.model, terms.parse(_JUDGES)),
@@ -173,18 +178,39 @@ def _make(recipe: Recipe, source: ResolvedModel, device: Device, data: rows_of.D
     return draft
 
 
-def _speak_alike(draft: Draft, teacher: Loaded) -> None:
-    """See that a token means the same to both.
+def _rows(recipe: Recipe, tokenizer: HFTokenizer, processes: int) -> rows_of.Data:
+    data = rows_of.load(
+        recipe.data, recipe.held_out, tokenizer,
+        length=recipe.length, held_out_rows=recipe.held_out_rows,
+    )  # fmt: skip
+    rows_of.check_enough(data.train, recipe.batch * recipe.accumulate * processes)
+    return data
+
+
+def _tokenizer(draft: Draft) -> HFTokenizer:
+    """The student's, with the ends of text that its generation config names."""
+    named = draft.model.generation_config.eos_token_id
+    ids = [*(named if isinstance(named, list) else [named]), draft.tokenizer.eos_token_id]
+    return HFTokenizer(draft.tokenizer, tuple(dict.fromkeys(i for i in ids if i is not None)))
+
+
+def _check_narrowed(recipe: Recipe) -> None:
+    """See that the recipe can do without the teacher's own tokens.
 
     Raises:
-        SpecError: it does not.
+        SpecError: it cannot.
     """
-    eos = teacher.tokenizer.eos_ids
-    if tokenizer_digest(HFTokenizer(draft.tokenizer, eos)) != tokenizer_digest(teacher.tokenizer):
+    if recipe.teacher_cache is not None:
         raise SpecError(
-            "the student counts tokens differently from its teacher, which then cannot say what comes "
-            "next. Leave `vocabulary` out of --student, and trim the finished student."
+            "--teacher-cache keeps what the teacher says in its own tokens, and this student has fewer. "
+            "Leave the cache out, or `vocabulary`."
         )
+    for source in (recipe.data, recipe.held_out or ""):
+        if source.startswith("rows:"):
+            raise SpecError(
+                f"{source}: rows that are packed already have one tokenizer, and this student's is made "
+                "from the text. Give the text, or leave `vocabulary` out."
+            )
 
 
 def _fits(recipe: Recipe, teacher: Loaded) -> None:

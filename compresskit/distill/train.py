@@ -19,7 +19,7 @@ from compresskit.distill.effort import Effort
 from compresskit.distill.interrupt import Interrupt
 from compresskit.distill.progress import Silent
 from compresskit.distill.trainer import Trainer
-from compresskit.errors import UsageError
+from compresskit.errors import RunError, UsageError
 from compresskit.hf.sources import Progress, silent as no_progress
 from compresskit.hf.student import sizes
 from compresskit.measure.energy import counters
@@ -98,7 +98,13 @@ def train(
             trainer.charge(asking.bill)
         if accelerator.is_main_process:
             trainer.curve = stack.enter_context(Curve(folder, trainer.step))
-        trainer.run(interrupt)
+        try:
+            trainer.run(interrupt)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"step {trainer.step + 1}: {str(error).splitlines()[0]} Lower --batch and raise "
+                "--accumulate by as much, or add --checkpointing."
+            ) from error
         training = _training(trainer, found, threads)
     card = _card(room, trainer, training)
     if accelerator.is_main_process:
@@ -167,7 +173,7 @@ def _card(room: School, trainer: Trainer, training: Training) -> Card:
         size=sizes.size_of_model(model),
         facts={
             **room.draft.facts,
-            **trainer.asking.facts,
+            **trainer.asking.told(),
             "training_rows": len(room.data.train),
             "held_out_rows": len(room.data.held_out),
             "training_rows_sha256": room.data.train.sha256,

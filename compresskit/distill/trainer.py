@@ -24,6 +24,7 @@ from compresskit.card import Check
 from compresskit.distill import checkpoint, data, finish, optimizers, schedule
 from compresskit.distill.budget import Amount
 from compresskit.distill.held_out import HeldOut, one_on
+from compresskit.distill.narrowed import Narrowed
 from compresskit.distill.progress import Stride
 from compresskit.errors import RunError
 from compresskit.measure.environment import now
@@ -107,12 +108,7 @@ class Trainer:
         self.lesson.train()
         spent = self._spent()
         while spent < 1 and not self.stopped:
-            self._finish_if_due(spent)
-            stride = self._stride(spent)
-            if self.curve is not None:
-                self.curve.add(stride)
-            self.watcher.step(stride)
-            spent = self._spent()
+            spent = self.advance(spent)
             # What is a whole number of shares but for rounding counts as one.
             due = math.floor(spent / self.recipe.check_every + 1e-9)
             if spent < 1 and due > self.looks:
@@ -128,6 +124,15 @@ class Trainer:
                 )
         self.stopped = self.stopped or f"the budget of {self.recipe.budget} is spent"
         self._end()
+
+    def advance(self, spent: float) -> float:
+        """Take one step with the share `spent` of the budget used up; return the share after it."""
+        self._finish_if_due(spent)
+        stride = self._stride(spent)
+        if self.curve is not None:
+            self.curve.add(stride)
+        self.watcher.step(stride)
+        return self._spent()
 
     def _stride(self, spent: float) -> Stride:
         """Take one step, at a rate that follows from the share `spent`."""
@@ -222,8 +227,10 @@ class Trainer:
         self.watcher.phase("held-out text")
         with self.school.casting():
             score = self.held_out.look(self.school.judge, self._sum)
-        self._refuse_nan(**{"held-out loss": score.nll, "held-out divergence": score.kl or 0.0})
-        check = Check(step=step, tokens=tokens, nll=score.nll, kl=score.kl)
+        self._refuse_nan(**{"held-out loss": score.nll, "held-out divergence": score.kl})
+        # A teacher that is asked for some of its tokens only is not what the student is compared with.
+        kl = None if isinstance(self.school.teacher, Narrowed) else score.kl
+        check = Check(step=step, tokens=tokens, nll=score.nll, kl=kl)
         self.checks.append(check)
         self.watcher.look(check)
         return check
@@ -321,6 +328,8 @@ class Trainer:
                 "seconds": self.effort.seconds(),
                 "energy": self.effort.energy().model_dump(mode="json"),
                 "teacher_tokens": teacher_tokens,
+                "generated_tokens": self.asking.generated_tokens,
+                "writing_seconds": self.asking.writing_seconds,
             },
         )  # fmt: skip
 
@@ -346,6 +355,8 @@ class Trainer:
         self.checks = [Check.model_validate(check) for check in state["checks"]]
         self.started_at = state["started_at"]
         self.earlier_tokens = state["teacher_tokens"]
+        self.asking.generated_tokens = state["generated_tokens"]
+        self.asking.writing_seconds = state["writing_seconds"]
         self.effort.resume(state["seconds"], _reading(state["energy"]))
         self._saved = (self.step, self.tokens, self.effort.seconds())
 

@@ -44,6 +44,6 @@ def apart(plan: Plan, scored_bytes: int) -> str:
     return (
         "fidelity and greedy continuations: unavailable, the baseline has another tokenizer; compare "
         "bits per byte and tasks. Windows are counted in tokens, so the two scored different stretches "
-        f"of the text ({scored_bytes} bytes here, {share:.0%} of it); protocol window with as many "
+        f"of the text ({scored_bytes} bytes here, {share:.2%} of it); protocol window with as many "
         "tokens as the text has scores all of it under both"
     )

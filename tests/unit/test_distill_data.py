@@ -82,7 +82,9 @@ def test_a_text_that_is_too_short_says_how_much_there_is(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"10 rows of 8 tokens, and 16 are needed.*--held-out"):
         load(path)
     rows = data.Rows(torch.zeros(3, 8, dtype=torch.int64), torch.ones(3, 8), "mine")
-    with pytest.raises(InputError, match=r"mine: 3 rows of 8 tokens, and 4 are needed for one step"):
+    with pytest.raises(
+        InputError, match=r"mine: 3 rows of 8 tokens, and 4 are needed for one step"
+    ):
         data.check_enough(rows, 4)
     data.check_enough(rows, 3)
 

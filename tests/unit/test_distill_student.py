@@ -257,9 +257,12 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def pair(small) -> tuple[Record, Record]:
-    """Teacher and student, run."""
-    return runner.run(spec_of(**small)), runner.run(spec_of("distill/student", **small))
+def pair(small, tmp_path_factory) -> tuple[Record, Record]:
+    """Teacher and student, run; the student without a card, as a vendor's model is."""
+    path = tmp_path_factory.mktemp("bare") / "student"
+    shutil.copytree(assets.tiny_path("draft"), path, ignore=shutil.ignore_patterns(cards.FILE))
+    student = spec_of(f"distill/student:path={path}", **small)
+    return runner.run(spec_of(**small)), runner.run(student)
 
 
 def test_a_record_of_a_student_is_compared_with_its_teacher(pair, tmp_path):

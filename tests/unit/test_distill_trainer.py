@@ -198,7 +198,11 @@ def test_a_budget_in_seconds_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"student": "vocabulary:size=400"}, SpecError, "counts tokens differently"),
+        (
+            {"student": "vocabulary:size=400", "teacher_cache": "topk:k=4"},
+            SpecError,
+            "in its own tokens",
+        ),
         ({"length": 5000}, InputError, "tokens at most"),
         ({"data": "missing.txt"}, InputError, "missing.txt"),
         ({"batch": 4000}, InputError, "4000 are needed for one step"),
@@ -214,6 +218,38 @@ def test_what_cannot_be_trained_is_refused(
     with pytest.raises(error, match=said):
         train(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_fewer_tokens(tmp_path: Path) -> None:
+    """Its teacher is asked by the teacher's own numbers; whether it learns shows in its own text."""
+    card = train(recipe(student="vocabulary:size=420", budget="20 steps"), tmp_path).card
+    assert card.predicted == card.size
+    assert [check.kl for check in card.checks] == [None] * len(card.checks)
+    assert card.checks[-1].nll < card.checks[0].nll
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.vocab_size == 420
+    text = "Once there was a cat."
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_a_narrowed_teacher_says_what_it_says_among_the_students_tokens(tmp_path: Path) -> None:
+    room = school.enrol(
+        recipe(student="vocabulary:size=420"), training.devices.resolve("cpu"), processes=1,
+        notify=lambda _: None, progress=silent,
+    )  # fmt: skip
+    assert isinstance(room.teacher, school.Narrowed)
+    ids = room.teacher.ids
+    batch = room.data.train.pick(torch.tensor([0, 3]))
+    said = room.teacher.targets(batch)
+    logits = said.head(said.hidden)
+    whole = room.teacher.inner.model(ids[batch.tokens[:, :-1]]).logits.flatten(0, 1)
+    torch.testing.assert_close(logits, whole[:, ids])
+    names = room.draft.tokenizer.convert_ids_to_tokens(list(range(420)))
+    theirs = AutoTokenizer.from_pretrained(room.source.path).convert_ids_to_tokens(ids.tolist())
+    assert names == theirs
+    with pytest.raises(SpecError, match="tokens that its teacher does not know"):
+        school.narrowed.ids_in(room.draft.tokenizer, room.tokenizer.inner, 419)
 
 
 def test_rows_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
@@ -238,7 +274,10 @@ def test_a_cached_teacher_teaches_as_the_model_does(
 
 def test_the_students_own_rows(tmp_path: Path) -> None:
     card = train(recipe(on_policy=0.5, budget="3 steps"), tmp_path).card
-    assert card.checks[-1].step == 3
+    wrote = card.facts["on_policy_of_first_process"]
+    # Two of four rows in each of three steps, three quarters of 32 tokens each.
+    assert isinstance(wrote, dict)
+    assert wrote["tokens"] == 3 * 2 * 24
 
 
 def test_sizes_are_told_before_any_weight_is_loaded() -> None:

@@ -154,10 +154,11 @@ def test_last_hidden_state_is_the_one_under_the_logits(everywhere):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_everything_trainable_takes_part(empty):
+@pytest.mark.parametrize("text", ["ce + forward_kl + hidden:at=every", "hidden:at=every"])
+def test_everything_trainable_takes_part(empty, text):
     """Also in a batch of which nothing counts, or a wrapped module would wait for ever."""
-    model, teacher, of = student(hidden_size=32), random_model("llama", seed=1), batch()
-    terms = parse("ce + forward_kl + hidden:at=every")
+    model = student(hidden_size=32, tie_word_embeddings=False)
+    teacher, of, terms = random_model("llama", seed=1), batch(), parse(text)
     lesson = Lesson(model, terms, blocks=(0, 1), teacher_width=64)
     weights = of.weights * (not empty)
     loss = lesson(of.tokens, weights, told(teacher, of, (0, 1)))
