@@ -5,6 +5,7 @@ TRAIN | VALIDATION | TEST     ranges of indices; no document belongs to two
 digest(documents)             what was trained or evaluated on, in one line
 
 python benchmarks/tiny/corpus.py                   # sizes, digests and one sample a domain
+python benchmarks/tiny/corpus.py --lesson FILE     # 2 MB of the train split, for students
 python benchmarks/tiny/corpus.py --write DIR       # heldout.txt (test), calibration.txt (train)
 """
 
@@ -45,7 +46,7 @@ MIX = {
 SHORTEST, LONGEST = 150, 1250
 """Bounds of a document's length in characters (about 2.2 characters a token)."""
 
-HELDOUT_BYTES, CALIBRATION_BYTES = 120_000, 60_000
+HELDOUT_BYTES, CALIBRATION_BYTES, LESSON_BYTES = 120_000, 60_000, 2_000_000
 SEPARATOR = "\n\n"
 
 
@@ -101,10 +102,12 @@ def plain_text(indices: Iterable[int], size: int) -> str:
 
 
 def main() -> None:
-    """Print what the corpus holds; with `--write`, write the two shipped texts."""
+    """Print what the corpus holds; with `--write`, write the two shipped texts, or text to learn from."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", type=Path, metavar="DIR")
-    folder = parser.parse_args().write
+    parser.add_argument("--write", type=Path, metavar="DIR", help="heldout.txt and calibration.txt")
+    parser.add_argument("--lesson", type=Path, metavar="FILE", help="text for students of tiny")
+    arguments = parser.parse_args()
+    folder: Path | None = arguments.write
     for name, split in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         print(f"{name:10} sha256 of the first 1000 documents {digest(documents(split[:1000]))}")
     for domain in MIX:
@@ -118,6 +121,10 @@ def main() -> None:
             text = plain_text(split, size).encode()
             (folder / name).write_bytes(text)
             print(f"{name}: {len(text)} bytes, sha256 {hashlib.sha256(text).hexdigest()}")
+    if (lesson := arguments.lesson) is not None:
+        lesson.parent.mkdir(parents=True, exist_ok=True)
+        lesson.write_text(plain_text(TRAIN, LESSON_BYTES), encoding="utf-8")
+        print(f"{lesson}: {lesson.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pack what the SmolLM2 student learns from: prose, code, and both written out twice.
 
-    python benchmarks/smollm2/rows.py --out build/smollm2/rows.safetensors
+    python benchmarks/students/smollm2_rows.py --out build/smollm2/rows.safetensors
 
 A student of 12 to 20 blocks forgets first how to copy, which is what much drafting is about; so one
 row in three holds a passage and then the same passage again. Prose is the text `docstrings`, code
