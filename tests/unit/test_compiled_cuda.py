@@ -74,6 +74,65 @@ def test_constants_are_folded_on_the_cpu_only(lab, compiler):
     assert all(settings == (dynamo.recompile_limit, False) for settings in later)
 
 
+def where(cache):
+    """Addresses of all tensors of a cache that has been filled."""
+    names = ("keys", "values", "cumulative_length")
+    return [getattr(layer, name).data_ptr() for layer in cache.layers for name in names]
+
+
+def filled(finished, lab, capacity=20, rows=1):
+    cache = finished.new_cache(capacity)
+    finished.step(lab.prompt(6).repeat(rows, 1), cache)
+    return cache
+
+
+def test_a_cache_lies_where_the_last_one_lay(lab, compiler):
+    """A graph that was recorded once reads and writes there; elsewhere it would be recorded anew."""
+    finished = on_cuda(lab.system("llama"))
+    first = filled(finished, lab)
+    places = where(first)
+    beside = filled(finished, lab)  # while the first is alive
+    assert not set(where(beside)) & set(places)
+    del first
+    # Between two requests other memory comes and goes, as that of a prompt does.
+    other = [torch.zeros(4096) for _ in range(20)]
+    assert where(filled(finished, lab)) == places
+    assert other
+    del beside
+
+
+def test_other_shapes_have_places_of_their_own(lab, compiler):
+    finished = on_cuda(lab.system("llama"))
+    places = where(filled(finished, lab))
+    two = where(filled(finished, lab, rows=2))
+    longer = where(filled(finished, lab, capacity=200))
+    assert not set(places) & set(two)
+    assert not set(places) & set(longer)
+    assert where(filled(finished, lab)) == places
+    assert where(filled(finished, lab, rows=2)) == two
+
+
+def test_what_an_earlier_request_left_is_not_seen(lab, compiler):
+    plain = lab.system("llama")
+    finished = on_cuda(plain)
+    long, short = lab.request(lab.prompt(60, seed=1), 30), lab.request(lab.prompt(7, seed=2), 12)
+    for request in (long, short, long):
+        assert lab.rows(finished.generate(request)) == lab.rows(plain.generate(request))
+    # A graph that took the numbers of the first cache for constants would answer as it did.
+    assert lab.rows(finished.generate(long)) != lab.rows(finished.generate(short))
+
+
+def test_the_cache_starts_empty_and_takes_tokens_back(lab, compiler):
+    finished = on_cuda(lab.system("llama"))
+    cache = filled(finished, lab)
+    del cache
+    cache = filled(finished, lab)
+    assert int(cache.get_seq_length()) == 6
+    for layer in cache.layers:
+        layer.crop(-2)
+    assert int(cache.get_seq_length()) == 4
+
+
 def test_tensors_of_the_cache_keep_the_mark_that_graphs_need(lab, compiler):
     """transformers marks them as lying at one address; only frozen weights on the CPU mind that."""
     finished = on_cuda(lab.system("llama"))

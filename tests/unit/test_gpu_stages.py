@@ -139,7 +139,15 @@ def test_energy_dry_says_that_there_is_no_counter(tmp_path, in_process, capsys, 
     assert "joules" not in capsys.readouterr().out.split("Times better")[-1]
 
 
-def test_quality_dry(tmp_path, in_process, capsys):
+def test_quality_dry(tmp_path, in_process, capsys, monkeypatch):
+    """Every other row: all of them run as `models` and `context`."""
+    rows = suites.rows
+
+    def fewer(name, model, job):
+        found = rows(name, model, job)
+        return found._replace(specs=found.specs[::2])
+
+    monkeypatch.setattr(suites, "rows", fewer)
     assert STAGES["quality"](dry(tmp_path, models=("tiny",))) == 0
     judged = [record for record in records(tmp_path) if record.quality is not None]
     assert any(record.quality.fidelity is not None for record in judged)
