@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         without=tuple(name for name in options.without.split(",") if name),
         resident=options.resident,
     )
+    if job.is_dry:
+        print("dry run: sizes are small and speeds mean nothing", file=sys.stderr)
     try:
         return STAGES[options.stage](job)
     except CompressKitError as error:
