@@ -10,7 +10,7 @@ import gc
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 import torch
 
@@ -24,20 +24,21 @@ from compresskit.measure.energy import counters, metering
 from compresskit.measure.memory import weights
 from compresskit.measure.memory.accounts import Accounts, runtime
 from compresskit.measure.memory.peaks import PeakMeter
-from compresskit.method import Context, Outline
+from compresskit.method import Context, Outline, Replaced
 from compresskit.metrics.speedup import costs_of
 from compresskit.record import Setup
+from compresskit.spec import Dtype, ModelSpec
 from compresskit.system import Request
 from compresskit.traits import INITIAL, Trait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from compresskit.device import Device
     from compresskit.engine import AbstractEngine
     from compresskit.method import Placed
-    from compresskit.record import Phase, StepCosts
-    from compresskit.spec import ModelSpec, RunSpec
+    from compresskit.record import Phase, StepCosts, Training
+    from compresskit.spec import RunSpec
     from compresskit.stats.speculation import Costs
     from compresskit.system import System
 
@@ -59,13 +60,25 @@ class Plan:
 
     spec: RunSpec
     source: ResolvedModel
+    """The run's model: what quality is measured against."""
     device: Device
     engine: AbstractEngine
     methods: tuple[Placed, ...]
+    model: ModelSpec
+    """What is loaded: the run's model, or the one that a method puts in its place."""
+    loaded: ResolvedModel
+    """Where that lies."""
 
     def start_traits(self) -> frozenset[Trait]:
-        """Traits of the empty stack."""
-        return self.engine.traits(self.source.path, self.device) | INITIAL
+        """Traits of the model that is loaded, before the stack."""
+        return self.engine.traits(self.loaded.path, self.device) | INITIAL
+
+    def replaced(self) -> Replaced | None:
+        """What stands in for what; None where the run's own model is loaded."""
+        if all(placed.method.stands_in() is None for placed in self.methods):
+            return None
+        asked = outline(self.spec.model, self.source)
+        return Replaced(asked, outline(self.model, self.loaded))
 
     def check(self) -> frozenset[Trait]:
         """Traits after the stack; raises `Conflict`."""
@@ -75,8 +88,10 @@ class Plan:
             last=self.engine.requires(),
             mode=self.spec.engine.mode,
         )
-        target = outline(self.spec.model, self.source)
+        asked = outline(self.spec.model, self.source)
+        loaded = outline(self.model, self.loaded)
         for placed in self.methods:
+            target = loaded if placed.method.stands_in() is None else asked
             placed.method.vet(target, lambda model: outline(model, find_model(model)))
         return traits
 
@@ -87,13 +102,40 @@ def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
     Raises:
         UsageError: something in the spec does not exist or cannot be used.
     """
+    source = find_model(spec.model, progress)
+    methods = catalogue.place(spec.stack)
+    instead = _instead(spec, methods, source)
     return Plan(
         spec=spec,
-        source=find_model(spec.model, progress),
+        source=source,
         device=devices.resolve(spec.device),
         engine=catalogue.engine(spec.engine),
-        methods=catalogue.place(spec.stack),
+        methods=methods,
+        model=instead or spec.model,
+        loaded=source if instead is None else find_model(instead, progress),
     )
+
+
+def _instead(spec: RunSpec, methods: tuple[Placed, ...], source: ResolvedModel) -> ModelSpec | None:
+    """The model that a method of the stack puts in the place of the run's.
+
+    It is computed in the type that the run's own model would have had, whatever type it was saved
+    in: types are not what the two should differ in.
+    """
+    found = next((one for placed in methods if (one := placed.method.stands_in())), None)
+    if found is None:
+        return None
+    model = spec.model
+    saved = load.checkpoint_dtype(load.read_config(source.path))
+    own = saved if saved in get_args(Dtype) else "auto"
+    named = {
+        "name": found.name,
+        "revision": found.revision,
+        "dtype": own if model.dtype == "auto" else model.dtype,
+        "allow_pickle": model.allow_pickle,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    return ModelSpec.model_validate(named)
 
 
 def find_model(model: ModelSpec, progress: Progress = no_progress) -> ResolvedModel:
@@ -115,6 +157,7 @@ def outline(model: ModelSpec, source: ResolvedModel) -> Outline:
         path=source.path,
         config=config,
         bytes=synthetic.stored_bytes(source.path, config),
+        revision=source.revision,
     )
 
 
@@ -140,10 +183,10 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     traits = plan.check()
     torch.set_num_threads(plan.spec.protocol.threads)
     torch.manual_seed(plan.spec.seed)
-    notify("load", plan.source.name)
+    notify("load", plan.loaded.name)
     # The code of the architecture is the process's, not the weights': neither its bytes nor its
     # seconds are charged to the load.
-    import_architecture(plan.source.path)
+    import_architecture(plan.loaded.path)
     meter = PeakMeter(plan.device)
     meter.start()
     books = Accounts(plan.device, runtime())
@@ -154,9 +197,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     with ExitStack() as models, ExitStack() as setting_up:
         drawn = setting_up.enter_context(meter_energy)
         began = time.perf_counter()
-        bare = models.enter_context(
-            plan.engine.open(plan.source.path, plan.spec.model, plan.device)
-        )
+        bare = models.enter_context(plan.engine.open(plan.loaded.path, plan.model, plan.device))
         loaded_at = time.perf_counter()
         phases = {"load": books.phase(meter.read(), bare.model)}
         parameters = modules.parameter_count(bare.model)
@@ -166,7 +207,8 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
         applied_from = time.perf_counter()
         calibrated: list[int] = []
         probed: list[_Probed] = []
-        context = _context(plan, bare, models, calibrated, probed, notify)
+        trained: list[Training] = []
+        context = _context(plan, bare, models, calibrated, probed, trained.append, notify)
         system = plan.engine.finish(stack.build(plan.methods, bare, context))
         for prepare in system.settle:
             system = prepare(system)
@@ -187,6 +229,7 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
             calibration_tokens=sum(calibrated),
             energy=drawn.stored().reading,
             step_costs=probed[-1].costs if probed else None,
+            training=trained[-1] if trained else None,
         )
         yield Opened(system, setup, phases, parameters, traits)
 
@@ -204,6 +247,7 @@ def _context(
     models: ExitStack,
     calibrated: list[int],
     probed: list[_Probed],
+    trained: Callable[[Training], None],
     notify: Notify,
 ) -> Context:
     def load_other(
@@ -211,6 +255,12 @@ def _context(
     ) -> System:
         path = find_model(model).path
         placed = catalogue.place(tuple(catalogue.parse_method(text) for text in methods))
+        for one in placed:
+            if (named := one.method.stands_in()) is not None:
+                raise Conflict(
+                    f"{one.name} takes the place of a run's model; {model.name} is a model beside it. "
+                    f"Name {named.name} there itself."
+                )
         start = plan.engine.traits(path, plan.device) | INITIAL
         left = stack.check(placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode)
         for lacking in sorted(needs - left):
@@ -241,6 +291,8 @@ def _context(
         progress=lambda label, done, total: notify("apply", f"{label} {done}/{total}"),
         finish=plan.engine.finish,
         step_cost=step_cost,
+        replaced=plan.replaced(),
+        trained=trained,
     )
     return context
 

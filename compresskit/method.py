@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import JsonValue
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from compresskit.record import Training
     from compresskit.spec import ModelSpec
     from compresskit.stats.speculation import Costs
     from compresskit.system import System
@@ -89,6 +90,19 @@ class Context:
     step_cost: Callable[[System], Costs] = lambda system: FLAT
     """Time passes of the widths that a finished system asks for, and what drafting costs beside them,
     at the run's batch and context. Goes into the record, raw."""
+    replaced: Replaced | None = None
+    """What stands in for what, where a method of the stack `stands_in` for the run's model."""
+    trained: Callable[[Training], None] = lambda cost: None
+    """Told what training the loaded model cost before the run. Goes into the record."""
+
+
+class Replaced(NamedTuple):
+    """Two models, both as their folders show them: no weights of `asked` are ever loaded."""
+
+    asked: Outline
+    """The run's model."""
+    loaded: Outline
+    """The one that took its place."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,8 @@ class Outline:
     """config.json as it stands."""
     bytes: int
     """Size of its weight files."""
+    revision: str = ""
+    """As resolved: a commit, or a hash of the weights."""
 
 
 class AbstractMethod(Frozen, ABC):
@@ -115,9 +131,18 @@ class AbstractMethod(Frozen, ABC):
     def effects(self) -> Effects:
         """Say what the method requires and changes; may depend on parameters, never on weights."""
 
+    def stands_in(self) -> ModelSpec | None:
+        """The model that is loaded instead of the run's, if this method brings one.
+
+        The rest of the stack is checked against that model and applied to it; the run's own model
+        stays what quality is measured against. Only the `MODEL` stage may say so.
+        """
+        return None
+
     def vet(self, target: Outline, find: Callable[[ModelSpec], Outline]) -> None:
         """Refuse a model that the parameters do not suit, before any weights are loaded.
 
+        `target` is the model that the method is applied to; for one that `stands_in`, the run's.
         `find` outlines another model that the parameters name, fetching it if need be.
 
         Raises:

@@ -184,6 +184,9 @@ def _impossible(record: Record) -> Iterator[str]:
         for name in ("load_seconds", "apply_seconds", "compile_seconds"):
             if (getattr(record.setup, name) or 0.0) < 0:
                 yield f"setup.{name} is negative"
+        cost = record.setup.training
+        if cost is not None and min(cost.seconds, cost.steps, cost.tokens, cost.teacher_tokens) < 0:
+            yield "setup.training holds a negative cost"
     for index, block in enumerate(record.blocks):
         for sample in _samples(block.passes):
             marks = [0.0, *(arrival.seconds for arrival in sample.arrivals)]

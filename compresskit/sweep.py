@@ -71,16 +71,13 @@ def preflight(specs: Sequence[RunSpec], progress: Progress) -> None:
         UsageError: with one message, before anything runs.
     """
     for spec in specs:
-        source = artefacts.find_model(spec.model, progress)
-        devices.resolve(spec.device)
-        catalogue.engine(spec.engine)
-        catalogue.place(spec.stack)
-        context = load.context_of(load.read_config(source.path))
+        plan = artefacts.plan(spec, progress)
+        context = load.context_of(load.read_config(plan.loaded.path))
         need = spec.workload.prompt_tokens + spec.workload.new_tokens
         if need > context:
             raise SpecError(
                 f"prompt of {spec.workload.prompt_tokens} plus {spec.workload.new_tokens} new tokens is {need}, "
-                f"more than the context of {spec.model.name} ({context}). Shorten workload.prompt_tokens."
+                f"more than the context of {plan.model.name} ({context}). Shorten workload.prompt_tokens."
             )
 
 
@@ -240,4 +237,12 @@ def _kept(spec: RunSpec, folder: Path, here: Environment) -> Record | None:
         return None
     # Variables are set by each child for itself.
     there = record.environment.model_copy(update={"variables": here.variables})
-    return record if there == here else None
+    return record if there == here and _same_student(spec, record) else None
+
+
+def _same_student(spec: RunSpec, record: Record) -> bool:
+    """Whether the model that stood in for the run's is still what it was: folders are taught anew."""
+    told = record.facts.get("student")
+    if not isinstance(told, dict):
+        return True
+    return told.get("revision") == artefacts.plan(spec).loaded.revision

@@ -18,6 +18,7 @@ from compresskit.cli.check import check
 from compresskit.cli.compare import compare
 from compresskit.cli.curve import curve
 from compresskit.cli.demo import demo
+from compresskit.cli.distill import distill
 from compresskit.cli.doctor import doctor
 from compresskit.cli.drafts import drafts
 from compresskit.cli.evaluate import evaluate
@@ -86,6 +87,7 @@ for command in (
     replay,
     drafts,
     curve,
+    distill,
     audit,
 ):
     app.command()(command)

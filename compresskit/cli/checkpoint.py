@@ -52,11 +52,11 @@ def export(
         dispatch.forced("reference"),
         artefacts.opened(plan, told) as opened,
     ):
-        prepared = write.prepare(opened.system.model, plan.source.path)
+        prepared = write.prepare(opened.system.model, plan.loaded.path)
         quality = runner.judge_quality(plan, opened, told) if evaluate else None
         told("write", str(out))
         facts = _card(plan, opened, prepared, out, joined, quality)
-        files = write.write(prepared, plan.source.path, out, cards.render(facts))
+        files = write.write(prepared, plan.loaded.path, out, cards.render(facts))
     seconds = time.perf_counter() - began
     unmatched = joined is not None and facts.row is None
     if as_json:

@@ -15,6 +15,7 @@ class By(StrEnum):
     BITS = "bits"
     CACHE = "cache"
     SPECULATION = "speculation"
+    STUDENTS = "students"
 
 
 class Format(StrEnum):
@@ -42,7 +43,8 @@ def table(
             "--by",
             help="bits: rows in bands of effective bits per parameter, closest to dense first. cache: "
             "rows by the bytes that their caches hold. speculation: what drafts brought, where the time "
-            "went, and what was to be expected.",
+            "went, and what was to be expected. students: teacher, students and quantised ones of both, with "
+            "what training cost.",
             show_default=False,
         ),
     ] = None,
@@ -51,8 +53,8 @@ def table(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Also draw KL against effective bits (with --by cache: loss against bytes of the cache), "
-            "to an .svg, .png or .pdf file.",
+            help="Also draw KL against effective bits (with --by cache: loss against bytes of the cache; with "
+            "--by students: KL against bytes and against tokens/s), to an .svg, .png or .pdf file.",
             show_default=False,
         ),
     ] = None,
@@ -101,6 +103,8 @@ def table(
 
       compresskit table results/speculation --by speculation
 
+      compresskit table results/students --by students --plot students.svg
+
       compresskit table results --price-per-hour 2.5 --price-per-kwh 0.1 --grid-g-per-kwh 369
     """
     import json
@@ -124,9 +128,10 @@ def table(
     own = [path for path in paths if not path.name.endswith(peers.SUFFIX)]
     built = tables.build(join.load(own, prices) if own else join.Joined(()))
     if plot is not None:
-        from compresskit.report.plot import cache, tradeoff
+        from compresskit.report.plot import cache, students, tradeoff
 
-        (cache if by is By.CACHE else tradeoff).draw(built, plot)
+        kinds = {By.CACHE: cache.draw, By.STUDENTS: students.draw}
+        kinds.get(by or By.BITS, tradeoff.draw)(built, plot)
         print(f"wrote {plot}", file=sys.stderr)
     nothing_valid = built.all_invalid()
     if by is By.BITS:
@@ -141,6 +146,10 @@ def table(
         from compresskit.report.speculation import by_speculation
 
         built = by_speculation(built)
+    if by is By.STUDENTS:
+        from compresskit.report.students import by_students
+
+        built = by_students(built)
     warnings = list(unread)
     if format is Format.RICH:
         terminal.render(built, Console())

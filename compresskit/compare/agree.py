@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from compresskit import validity
+from compresskit.metrics.training import student_revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ def _likelihood(read: Callable[[Likelihood], object]) -> Callable[[Record], obje
 REFUSED = (
     Key("model", lambda one: one.spec.model.name),
     Key("model revision", lambda one: one.model and one.model.revision),
+    Key("student", student_revision),
     Key("dtype", lambda one: one.model and one.model.dtype),
     Key("tokenizer", lambda one: one.model and one.model.tokenizer_sha256),
     Key("kind of device", lambda one: one.device and one.device.kind),

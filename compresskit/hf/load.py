@@ -59,6 +59,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return document
 
 
+def load_config(path: Path, spec: ModelSpec) -> Any:
+    """Return the config as transformers understands it; no weights are touched."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: transformers cannot read its config ({error}).") from None
+
+
 def has_experts(config: dict[str, Any]) -> bool:
     """Tell whether the config describes routed experts."""
     return any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
@@ -99,7 +111,7 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
     wanted = checkpoint_dtype(config) if spec.dtype == "auto" else spec.dtype
     quantization = config.get("quantization_config")
     try:
-        if synthetic.is_marked(config):
+        if synthetic.draws(path, config):
             loaded = _Weights(synthetic.build(path, getattr(torch, wanted), device.kind))
         elif quantization is None:
             loaded = _Weights(_from_transformers(path, spec, wanted, device))

@@ -27,13 +27,18 @@ WHAT = "synthetic weights"
 
 
 def is_marked(config: Mapping[str, Any]) -> bool:
-    """Whether this config.json asks for weights to be drawn."""
+    """Whether the weights under this config.json were drawn, or are to be: it stays in what is saved."""
     return MARK in config
+
+
+def draws(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the weights of the folder `path` are to be drawn: marked, and none were saved there."""
+    return is_marked(config) and not any(path.glob("*.safetensors"))
 
 
 def stored_bytes(path: Path, config: Mapping[str, Any]) -> int:
     """Bytes of the weights of the model in `path`: of its files, or of those that will be drawn."""
-    if is_marked(config):
+    if draws(path, config):
         kind: torch.dtype = getattr(torch, config["dtype"])
         return int(config[MARK]["parameters"]) * kind.itemsize
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))

@@ -33,6 +33,7 @@ from compresskit.metrics.roofline import ROOFLINE
 from compresskit.metrics.speculation import SPECULATION
 from compresskit.metrics.speed import SPEED, decode_at, main_batch
 from compresskit.metrics.speedup import SPEEDUP
+from compresskit.metrics.training import TRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             MONEY,
             ROOFLINE,
             QUALITY,
+            TRAINING,
         )
         for metric in group
     }

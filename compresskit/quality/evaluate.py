@@ -4,7 +4,8 @@
       └────► prompts ──► greedy continuations of both ──────────────────► GreedyComparison
     tasks ──► long prompts with needles ──► answers of both, and of controls ──► TaskQuality
 
-What could not be measured is null, with the reason in `notes`.
+What could not be measured is null, with the reason in `notes`: a system with another tokenizer than
+its baseline is not compared token by token (see `tokens`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit import text as texts
-from compresskit.quality import greedy, protocol
+from compresskit.quality import greedy, protocol, tokens
 from compresskit.quality.batches import noise_floor, score_alone, score_pair, silent
 from compresskit.quality.fidelity import fidelity
 from compresskit.quality.likelihood import likelihood
@@ -80,6 +81,20 @@ def evaluate(
         found = likelihood(score_alone(system, plan, progress), plan, scored_bytes)
         notes.append("no fidelity: this run is its own baseline")
         return Quality(likelihood=found, tasks=tasks, notes=tuple(notes))
+    if not tokens.alike(system.tokenizer, baseline.tokenizer, text.content):
+        found = likelihood(score_alone(system, plan, progress), plan, scored_bytes)
+        notes.append(tokens.apart(plan, scored_bytes))
+        return Quality(likelihood=found, tasks=tasks, notes=tuple(notes))
+    if (ours := tokens.width(system)) != (theirs := tokens.width(baseline)):
+        notes.append(
+            f"fidelity: unavailable, the two heads have {ours} and {theirs} places for the same tokens"
+        )
+        return Quality(
+            likelihood=likelihood(score_alone(system, plan, progress), plan, scored_bytes),
+            greedy=_greedy(system, baseline, plan, spec, progress, batch_allowed=batch_allowed),
+            tasks=tasks,
+            notes=tuple(notes),
+        )
     compared = score_pair(system, baseline, plan, progress)
     notes.append(noise_floor(baseline, plan))
     if cache_changed and not compared.kl.any():

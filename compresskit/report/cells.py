@@ -22,7 +22,18 @@ Kind = Literal[
     "measured", "estimated", "derived", "unavailable", "simulated", "invalid", "reference"
 ]
 Style = Literal[
-    "plain", "quantity", "percent", "share", "signed", "ratio", "money", "grams", "count", "words"
+    "plain",
+    "quantity",
+    "percent",
+    "share",
+    "signed",
+    "ratio",
+    "money",
+    "grams",
+    "count",
+    "words",
+    "spread",
+    "duration",
 ]
 
 MARKS = MappingProxyType({"better": "▲", "worse": "▼", "same": "=", "inconclusive": "?"})
@@ -117,6 +128,11 @@ def _number(cell: Cell, value: float, style: Style) -> str:
         return f"{count(value)}{_mark(cell)}"
     if style == "signed":
         return signed(value, cell.stderr)
+    if style == "duration":
+        return duration(value)
+    if style == "spread":
+        error = f" ± {significant(cell.stderr, 2)}" if cell.stderr else ""
+        return f"{significant(value)}{error}"
     if style == "quantity" and cell.unit is not None:
         # The denominator stands in the heading.
         short = {Unit.BYTE_PER_TOKEN: Unit.BYTE, Unit.JOULE_PER_TOKEN: Unit.JOULE}
@@ -169,6 +185,18 @@ def count(value: float) -> str:
         if value >= factor:
             return f"{significant(value / factor)} {prefix}"
     return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Print a long time in what people count it in.
+
+    >>> [duration(v) for v in (7.25, 150.0, 2700.0, 36_000.0)]
+    ['7.25 s', '2.50 min', '45.0 min', '10.0 h']
+    """
+    for size, name in ((7200.0, "h"), (120.0, "min")):
+        if seconds >= size:
+            return f"{significant(seconds / {'h': 3600.0, 'min': 60.0}[name])} {name}"
+    return f"{significant(seconds)} s"
 
 
 def superscript(number: int | None) -> str:

@@ -107,6 +107,15 @@ SPECULATION_FILES = (
 )
 """What files say about speculation; `--by speculation` prints some of it (`report.speculation`)."""
 
+STUDENT_FILES = (
+    "training_s",
+    "training_tokens",
+    "training_teacher_tokens",
+    "training_tokens_per_s",
+    "training_energy_j",
+)
+"""What files say about training; `--by students` prints some of it (`report.students`)."""
+
 COLUMNS = (
     Column("decode_tokens_per_s", "decode\ntok/s", "speed", "plain"),
     Column("decode_ratio_to_baseline", "× same-mode\ndense", "speed", "ratio"),
@@ -133,6 +142,8 @@ COLUMNS = (
             "forwards_per_token",
             *SPECULATION_FILES,
             "effective_bits_per_parameter",
+            "bits_per_teacher_parameter",
+            *STUDENT_FILES,
             "cache_effective_bits",
             "cache_bytes_read_per_token",
             "cache_peak_bytes",
@@ -171,3 +182,5 @@ CACHE_KEYS = frozenset(c.key for c in _CACHE)
 """Without a cache method these say nothing."""
 SPECULATION_KEYS = frozenset({"tokens_per_step", *SPECULATION_FILES})
 """Without speculation these are 1 or do not exist: neither deserves a number or a footnote."""
+STUDENT_KEYS = frozenset(STUDENT_FILES)
+"""Where no student stands in for the model, nothing was trained."""

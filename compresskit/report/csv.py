@@ -48,6 +48,7 @@ _ESTIMABLE = frozenset(
         "j_per_output_token",
         "j_per_prefill_token",
         "setup_energy_j",
+        "training_energy_j",
         "electricity_per_million_output_tokens",
         "gco2e_per_million_output_tokens",
         "kwh_per_million_output_tokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compresskit.metrics.money import pue
-from compresskit.report import speculation, tasks
+from compresskit.report import speculation, students, tasks
 from compresskit.report.cells import MARKS, UNPAIRED
 from compresskit.report.labels import clean
 from compresskit.stats import ALPHA
@@ -52,6 +52,7 @@ def lines(table: Table) -> list[str]:
     )
     legend += _cache(table)
     legend += [speculation.LEGEND] if "predicted_ratio_to_baseline" in _shown(table) else []
+    legend += [students.LEGEND] if students.PARETO in _shown(table) else []
     legend += [tasks.LEGEND] if any(group.section("tasks") for group in table.groups) else []
     legend += _limits_and_money(table)
     legend += _kinds(cells)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compresskit.report.columns import Column
-from compresskit.report.labels import clean
+from compresskit.report.footnotes import renumbered
 
 if TYPE_CHECKING:
     from compresskit.report.table import Group, Row, Table
@@ -61,25 +61,10 @@ def _narrowed(group: Group, notes: dict[str, int], before: tuple[str, ...]) -> G
     return replace(
         group,
         columns=COLUMNS,
-        rows=tuple(_renumbered(row, notes, before) for row in rows),
+        rows=tuple(renumbered(row, COLUMNS, notes, before) for row in rows),
         shown=frozenset(column.key for column in COLUMNS),
     )
 
 
 def _speculates(row: Row) -> bool:
     return row.cells["draft_acceptance_rate"].kind != "reference"
-
-
-def _renumbered(row: Row, notes: dict[str, int], before: tuple[str, ...]) -> Row:
-    """The cells that are printed with the numbers of the footnotes that are left."""
-
-    def number(sentence: str) -> int:
-        return notes.setdefault(clean(sentence), len(notes) + 1)
-
-    cells = dict(row.cells)
-    for column in COLUMNS:
-        cell = row.cells[column.key]
-        said = cell.reason if cell.kind == "unavailable" else cell.remark
-        cells[column.key] = replace(cell, note=number(said) if said else None)
-    note = None if row.note is None else number(before[row.note - 1])
-    return replace(row, cells=cells, note=note)

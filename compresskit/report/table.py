@@ -16,9 +16,17 @@ from compresskit.metrics import IS_BASELINE, METRICS, decode_at
 from compresskit.metrics.cache import OWN, changed
 from compresskit.metrics.energy import ENERGY
 from compresskit.metrics.speculation import speculates
+from compresskit.metrics.training import NOT_TRAINED, student
 from compresskit.report import derived, tasks
 from compresskit.report.cells import INVALID, REFERENCE, SIMULATED, Cell, of_reading
-from compresskit.report.columns import CACHE_KEYS, COLUMNS, SPECULATION_KEYS, SPEED_KEYS, Column
+from compresskit.report.columns import (
+    CACHE_KEYS,
+    COLUMNS,
+    SPECULATION_KEYS,
+    SPEED_KEYS,
+    STUDENT_KEYS,
+    Column,
+)
 from compresskit.report.labels import clean, context, group_key, labels, short_label
 from compresskit.units import Unit
 
@@ -47,6 +55,8 @@ class Row:
     """Footnote with the reasons of the validity."""
     band: str = ""
     """What it shares with its neighbours, where rows are grouped (see `bits`)."""
+    families: tuple[str, ...] = ()
+    """Of the methods of its stack, in order: quant, distill ..."""
 
     def name(self) -> str:
         """Label and mode in one."""
@@ -187,6 +197,7 @@ def _row(joined: JoinedRow, label: str, batches: list[int], asked: Iterable[Colu
         validity=joined.validity,
         cells=cells,
         prices=record.prices,
+        families=tuple(dict.fromkeys(m.name.partition("/")[0] for m in record.spec.stack)),
     )
 
 
@@ -195,6 +206,8 @@ def _cell(key: str, joined: JoinedRow) -> Cell:
         return Cell("reference", reason="decodes one token per step")
     if key in CACHE_KEYS and not changed(joined.record):
         return Cell("reference", reason=OWN)
+    if key in STUDENT_KEYS and student(joined.record) is None:
+        return Cell("reference", reason=NOT_TRAINED)
     if key in SPEED_KEYS and (refused := _no_speed(joined)) is not None:
         return refused
     return derived.of_row(key, joined) or _of_metric(METRICS[key], joined.record)

@@ -124,6 +124,20 @@ def test_a_folder_copied_elsewhere_stays_random(tmp_path):
     assert synthetic.is_marked(load.read_config(moved))
 
 
+def test_what_is_saved_of_it_is_loaded_and_stays_marked(tmp_path):
+    """A student or an export of random weights has weights of its own, and they mean as little."""
+    saved = tmp_path / "saved"
+    with artefact.opened(artefact.plan(spec(LLAMA))) as first:
+        first.system.model.model.embed_tokens.weight.data.fill_(0.5)
+        first.system.model.save_pretrained(saved)
+        first.system.tokenizer.inner.save_pretrained(saved)
+    assert resolve(str(saved)).baseline == "random"
+    with artefact.opened(artefact.plan(spec(str(saved)))) as again:
+        assert again.system.synthetic == "synthetic weights"
+        weight = again.system.model.model.embed_tokens.weight
+        assert torch.equal(weight, torch.full_like(weight, 0.5))
+
+
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [

@@ -19,6 +19,7 @@ A safetensors file is `length u64 | JSON header | tensor bytes`; the header hold
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,20 @@ def tensors_in(path: Path) -> frozenset[str]:
         return frozenset(_header(path))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def numbers_in(path: Path) -> dict[str, int]:
+    """How many numbers each tensor of a safetensors file holds, from its header alone.
+
+    Raises:
+        ModelError: as `tensors_in`.
+    """
+    try:
+        return {name: math.prod(tensor["shape"]) for name, tensor in _header(path).items()}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    except _NO_HEADER as error:
+        raise ModelError(f"{path} is corrupt: its header names no shapes ({error}).") from error
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -114,6 +114,11 @@ def describe(name: str) -> dict[str, Any]:
     return {**config, **_SPECIAL, MARK: mark}
 
 
+def is_marked(folder: Path) -> bool:
+    """Whether a checked folder holds a model whose weights were drawn, as far as its config tells."""
+    return MARK in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def known() -> tuple[KnownModel, ...]:
     """List the shapes."""
     return tuple(

@@ -14,14 +14,12 @@ from pydantic import AfterValidator
 from compresskit.errors import SpecError
 from compresskit.hf import modules
 from compresskit.methods.quant._group import Bits, scheme
-from compresskit.methods.quant._linear import quantise_linears
+from compresskit.methods.quant._rowwise import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from compresskit.method import Context
     from compresskit.methods.quant._base import AbstractQuant
-    from compresskit.system import System
 
 DENSE = "dense"
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", DENSE)
@@ -158,14 +156,13 @@ def suggest(widths: dict[str, int], patterns: dict[str, int]) -> tuple[int, tupl
 
 def round_to_nearest(
     method: AbstractQuant,
-    system: System,
-    ctx: Context,
+    model: Any,
     *,
     bits: Bits,
     layers: tuple[str, ...] = (),
     **options: Any,
-) -> System:
-    """Round every layer to `bits`, or to what `layers` says of it; replaces them in place.
+) -> Rounding:
+    """Every layer of `model` to `bits`, or to what `layers` says of it.
 
     `options` are those of `_group.scheme`.
 
@@ -173,22 +170,18 @@ def round_to_nearest(
         SpecError: an override decides nothing.
     """
     owner = owners(
-        system.model,
+        model,
         with_head=method.head,
         skip=method.skip,
         with_embeddings=method.embeddings,
     )
     decided = resolve(list(owner), layers) if layers else {}
     dense = left_out(decided, owner)
-    if method.embeddings and modules.embedding(system.model).name in dense:
+    if method.embeddings and modules.embedding(model).name in dense:
         raise SpecError("layers: to leave the embedding dense, set embeddings to false.")
     widths = {bits, *(found for found in decided.values() if found is not None)}
     schemes = {wide: scheme(bits=wide, **options) for wide in sorted(widths)}
-    return quantise_linears(
-        system,
+    return Rounding(
         lambda site: schemes[decided.get(site.name) or bits],
-        with_head=method.head,
-        skip=(*method.skip, *dense),
-        with_embeddings=method.embeddings,
-        progress=ctx.progress,
+        (*method.skip, *dense),
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._codebook import FP4, Block, scheme
-from compresskit.methods.quant._linear import quantise_linears
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Float4(AbstractQuant):
+class Float4(AbstractRowwise):
     """Store each linear weight as FP4 codes with the largest magnitude of its block (W4A16).
 
     The 4-bit float of QLoRA's comparison: a sign, two bits of exponent, one of mantissa. Mostly of
@@ -35,14 +34,11 @@ class Float4(AbstractQuant):
     block: Block = 64
     """Weights that share a scale, along the input; a last block may be ragged."""
 
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
+        rounding = scheme(FP4, self.block)
+        return Rounding(lambda site: rounding, self.skip)
+
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
-        rounding = scheme(FP4, self.block)
-        return quantise_linears(
-            system,
-            lambda site: rounding,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return pack_each(self, system, ctx)

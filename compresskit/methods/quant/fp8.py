@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from compresskit_kernels import fp8_dynamic_matmul, fp8_matmul
 from compresskit_kernels.fp8_matmul import LARGEST, Fp8Weight
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
-from compresskit.methods.quant._linear import Scheme, quantise_linears
+from compresskit.methods.quant._linear import Scheme
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
+    from compresskit_kernels.dispatch import Op
+
     from compresskit.method import Context
     from compresskit.system import System
 
@@ -32,7 +34,7 @@ def quantise(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> Fp8We
 
 
 @final
-class Float8(AbstractQuant):
+class Float8(AbstractRowwise):
     """Store each linear weight as e4m3 with one scale per output row (W8A16, or W8A8 dynamic).
 
     With `activations = "fp8"` activations are rounded to e4m3 per token on their way into the
@@ -51,20 +53,20 @@ class Float8(AbstractQuant):
     activations: Literal["float", "fp8"] = "float"
     """What the weights are multiplied with: 16-bit floats, or e4m3 rounded per token."""
 
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
+        scheme = Scheme(op=self._op(), bits=8, quantise=quantise)
+        return Rounding(lambda site: scheme, self.skip)
+
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
-        op = fp8_matmul.OP if self.activations == "float" else fp8_dynamic_matmul.OP
-        scheme = Scheme(op=op, bits=8, quantise=quantise)
-        changed = quantise_linears(
-            system,
-            lambda site: scheme,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        changed = pack_each(self, system, ctx)
+        op = self._op()
         # What was chosen decides, not what the device could do: one layer on wider units and the
         # speed is that of something else.
         if op is fp8_matmul.OP or changed.kernels[op.name] == fp8_dynamic_matmul.REAL:
             return changed
         return replace(changed, simulated=(*changed.simulated, "quant/fp8"))
+
+    def _op(self) -> Op[Fp8Weight]:
+        return fp8_matmul.OP if self.activations == "float" else fp8_dynamic_matmul.OP

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import torch
 from pydantic import Field, JsonValue
 
 from compresskit.methods.quant import _group
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._group import Activations, Bits, Group
-from compresskit.methods.quant._linear import quantise_linears
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit_kernels.grouped_matmul import GroupedWeight
@@ -83,7 +82,7 @@ def quantise(
 
 
 @final
-class HQQ(AbstractQuant):
+class HQQ(AbstractRowwise):
     """Store weights in 2 to 8 bits, each group's offset solved for robustly; no data needed.
 
     Rounding from minimum to maximum lets the two extremes of a group decide. Here the offset is
@@ -110,9 +109,9 @@ class HQQ(AbstractQuant):
     iterations: Annotated[int, Field(ge=1, le=1000)] = 20
     """Most iterations; a slab of rows stops earlier when none of its groups improves."""
 
-    def apply(self, system: System, ctx: Context) -> System:
-        """Replace the linear layers in place."""
-        rounding = _group.scheme(
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
+        scheme = _group.scheme(
             quantise,
             bits=self.bits,
             activations=self.activations,
@@ -120,11 +119,8 @@ class HQQ(AbstractQuant):
             p=self.p,
             iterations=self.iterations,
         )
-        return quantise_linears(
-            system,
-            lambda site: rounding,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return Rounding(lambda site: scheme, self.skip)
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        return pack_each(self, system, ctx)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._group import Activations, Group, ZeroPoint, quantise
 from compresskit.methods.quant._overrides import Layers, round_to_nearest
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -19,7 +19,7 @@ __all__ = ["Int4", "quantise"]
 
 
 @final
-class Int4(AbstractQuant):
+class Int4(AbstractRowwise):
     """Store each linear weight as int4 with a scale and an offset per group of inputs (W4A16).
 
     Round to nearest. Activations stay in 16 bits, or are rounded to int8 per token and group on
@@ -47,12 +47,11 @@ class Int4(AbstractQuant):
     layers: Layers = ()
     """Other widths by layer: "pattern=bits" or "pattern=dense"; the first that matches wins."""
 
-    def apply(self, system: System, ctx: Context) -> System:
-        """Replace the linear layers in place."""
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer, but for what `layers` says."""
         return round_to_nearest(
             self,
-            system,
-            ctx,
+            model,
             bits=4,
             layers=self.layers,
             activations=self.activations,
@@ -60,3 +59,7 @@ class Int4(AbstractQuant):
             symmetric=self.symmetric,
             zero_point=self.zero_point,
         )
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        return pack_each(self, system, ctx)

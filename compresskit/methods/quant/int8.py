@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from compresskit_kernels.int8_matmul import OP, Int8Weight
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
-from compresskit.methods.quant._linear import Scheme, quantise_linears
+from compresskit.methods.quant._linear import Scheme
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -30,7 +30,7 @@ def quantise(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> Int8W
 
 
 @final
-class Int8(AbstractQuant):
+class Int8(AbstractRowwise):
     """Store each linear weight as int8 with one scale per output row (W8A16).
 
     Round to nearest against the row's absolute maximum; activations stay in 16 bits. The packed
@@ -44,14 +44,11 @@ class Int8(AbstractQuant):
 
     example: ClassVar[Mapping[str, JsonValue]] = {}
 
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
+        scheme = Scheme(op=OP, bits=8, quantise=quantise)
+        return Rounding(lambda site: scheme, self.skip)
+
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
-        scheme = Scheme(op=OP, bits=8, quantise=quantise)
-        return quantise_linears(
-            system,
-            lambda site: scheme,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return pack_each(self, system, ctx)

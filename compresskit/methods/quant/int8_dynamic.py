@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from compresskit_kernels.int8_dynamic_matmul import OP
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
-from compresskit.methods.quant._linear import Scheme, quantise_linears
+from compresskit.methods.quant._linear import Scheme
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 from compresskit.methods.quant.int8 import quantise
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Int8Dynamic(AbstractQuant):
+class Int8Dynamic(AbstractRowwise):
     """Store each linear weight as int8 per row and round activations to int8 per token (W8A8).
 
     Products of integers are summed exactly; a token's step is its own, so batches and speculative
@@ -32,14 +32,11 @@ class Int8Dynamic(AbstractQuant):
 
     example: ClassVar[Mapping[str, JsonValue]] = {}
 
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
+        scheme = Scheme(op=OP, bits=8, quantise=quantise)
+        return Rounding(lambda site: scheme, self.skip)
+
     def apply(self, system: System, ctx: Context) -> System:
         """Replace the linear layers in place."""
-        scheme = Scheme(op=OP, bits=8, quantise=quantise)
-        return quantise_linears(
-            system,
-            lambda site: scheme,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return pack_each(self, system, ctx)

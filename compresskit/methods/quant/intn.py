@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._group import Activations, Bits, Group, ZeroPoint
 from compresskit.methods.quant._overrides import Layers, round_to_nearest
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @final
-class IntN(AbstractQuant):
+class IntN(AbstractRowwise):
     """Store each linear weight in 2 to 8 bits with a scale and an offset per group (WnA16).
 
     `quant/int4` at any width, really packed: three bits take three. See there for groups, zero
@@ -44,12 +44,11 @@ class IntN(AbstractQuant):
     layers: Layers = ()
     """Other widths by layer: "pattern=bits" or "pattern=dense"; the first that matches wins."""
 
-    def apply(self, system: System, ctx: Context) -> System:
-        """Replace the linear layers in place."""
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer, but for what `layers` says."""
         return round_to_nearest(
             self,
-            system,
-            ctx,
+            model,
             bits=self.bits,
             layers=self.layers,
             activations=self.activations,
@@ -57,3 +56,7 @@ class IntN(AbstractQuant):
             symmetric=self.symmetric,
             zero_point=self.zero_point,
         )
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        return pack_each(self, system, ctx)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from compresskit_kernels.grouped_matmul import OP, GroupedWeight
 from compresskit_kernels.packing import pack
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._float import (
     E2M1,
     E2M1_EXPONENT,
@@ -21,7 +20,8 @@ from compresskit.methods.quant._float import (
     simulating,
 )
 from compresskit.methods.quant._group import grouped
-from compresskit.methods.quant._linear import Scheme, quantise_linears
+from compresskit.methods.quant._linear import Scheme
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -42,7 +42,7 @@ def quantise(weight: torch.Tensor) -> GroupedWeight:
 
 
 @final
-class MXFP4(AbstractQuant):
+class MXFP4(AbstractRowwise):
     """Store each linear weight as E2M1 with a power-of-two scale per 32 inputs (MXFP4, W4A16).
 
     Really packed and multiplied as packed. With rounded activations there is no unit for it here
@@ -63,22 +63,20 @@ class MXFP4(AbstractQuant):
     activations: Literal["float", "fp8", "fp4"] = "float"
     """What the weights are multiplied with: 16-bit floats, or (simulated) MXFP8 or MXFP4."""
 
-    def apply(self, system: System, ctx: Context) -> System:
-        """Replace the linear layers in place."""
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
         op = OP
         if self.activations != "float":
             kind = "e2m1" if self.activations == "fp4" else "e4m3"
             op = simulating(
                 OP, f"mx{self.activations}_activations_matmul", rounding_mx(GROUP, kind)
             )
+        scheme = Scheme(op, 4, quantise)
+        return Rounding(lambda site: scheme, self.skip)
+
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        if self.activations != "float":
             system = replace(system, simulated=(*system.simulated, "quant/mxfp4"))
-        rounding = Scheme(op, 4, quantise)
         facts = {**system.facts, "nominal_bits_per_parameter": NOMINAL_BITS}
-        return quantise_linears(
-            replace(system, facts=facts),
-            lambda site: rounding,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return pack_each(self, replace(system, facts=facts), ctx)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from compresskit_kernels.grouped_matmul import OP, GroupedWeight
 from compresskit_kernels.packing import pack
 from pydantic import JsonValue
 
-from compresskit.methods.quant._base import AbstractQuant
 from compresskit.methods.quant._float import (
     E2M1,
     E2M1_LARGEST,
@@ -23,7 +22,8 @@ from compresskit.methods.quant._float import (
     simulating,
 )
 from compresskit.methods.quant._group import grouped
-from compresskit.methods.quant._linear import Scheme, quantise_linears
+from compresskit.methods.quant._linear import Scheme
+from compresskit.methods.quant._rowwise import AbstractRowwise, Rounding, pack_each
 
 if TYPE_CHECKING:
     from compresskit.method import Context
@@ -83,7 +83,7 @@ def round_inputs(x: torch.Tensor) -> torch.Tensor:
 
 
 @final
-class NVFP4(AbstractQuant):
+class NVFP4(AbstractRowwise):
     """Store each linear weight as E2M1 with an E4M3 scale per 16 inputs (NVFP4, W4A16).
 
     A second scale for the whole weight brings the first ones into the range of E4M3. Really packed
@@ -103,20 +103,17 @@ class NVFP4(AbstractQuant):
     activations: Literal["float", "fp4"] = "float"
     """What the weights are multiplied with: 16-bit floats, or (simulated) NVFP4."""
 
-    def apply(self, system: System, ctx: Context) -> System:
-        """Replace the linear layers in place."""
+    def rounding(self, model: Any) -> Rounding:
+        """The same for every layer."""
         op = OP
         if self.activations == "fp4":
             op = simulating(OP, "nvfp4_activations_matmul", round_inputs)
-            system = replace(system, simulated=(*system.simulated, "quant/nvfp4"))
+        scheme = TwoScales(op, 4, quantise)
+        return Rounding(lambda site: scheme, self.skip)
 
-        rounding = TwoScales(op, 4, quantise)
+    def apply(self, system: System, ctx: Context) -> System:
+        """Replace the linear layers in place."""
+        if self.activations == "fp4":
+            system = replace(system, simulated=(*system.simulated, "quant/nvfp4"))
         facts = {**system.facts, "nominal_bits_per_parameter": NOMINAL_BITS}
-        return quantise_linears(
-            replace(system, facts=facts),
-            lambda site: rounding,
-            with_head=self.head,
-            skip=self.skip,
-            with_embeddings=self.embeddings,
-            progress=ctx.progress,
-        )
+        return pack_each(self, replace(system, facts=facts), ctx)

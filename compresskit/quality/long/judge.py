@@ -20,6 +20,7 @@ from compresskit.quality.batches import silent
 from compresskit.quality.long.answer import Answer, When, answer
 from compresskit.quality.long.prompts import Prompt, build
 from compresskit.quality.long.tasks import drafts
+from compresskit.quality.tokens import alike
 from compresskit.record import TaskAnswers, TaskQuality, TaskResult
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ def judge(
         for task in dict.fromkeys(spec.names)
     }
     every = [prompt for prompts in written.values() for prompt in prompts]
+    apart = baseline is not None and not all(
+        alike(system.tokenizer, baseline.tokenizer, system.tokenizer.decode(list(one.context)))
+        for one in every[:1]
+    )
     longest = max(prompt.room for prompt in every)
     if longest > system.context:
         raise SpecError(
@@ -75,8 +80,14 @@ def judge(
     done, results, notes = 0, list[TaskResult](), list[str]()
     for task, prompts in written.items():
         sheet = _Sheet(system, baseline, spec)
-        for prompt in prompts:
-            sheet.fill(prompt)
+        # The same needles at the same depths, in as many tokens of the baseline's own.
+        theirs = (
+            write(baseline.tokenizer, task, spec, style=style, seed=seed)
+            if baseline is not None and apart
+            else prompts
+        )
+        for prompt, own in zip(prompts, theirs, strict=True):
+            sheet.fill(prompt, own)
             done += 1
             progress("task prompts", done, len(every))
         results.append(sheet.result(task, prompts))
@@ -85,6 +96,11 @@ def judge(
                 f"{task}: no truncated control; the artefact's cache takes no fewer bytes than a "
                 "full one"
             )
+    if apart:
+        notes.append(
+            "the baseline has another tokenizer: its prompts have as many of its own tokens, so its texts "
+            "are not equally long, and there is no truncated control"
+        )
     return TaskQuality(
         protocol_id=_protocol(spec, style, seed, every),
         baseline_digest=None if baseline is None else baseline_digest,
@@ -135,13 +151,13 @@ class _Sheet:
         self.roomy = False
         """Some cache of the artefact was no smaller than a full one."""
 
-    def fill(self, prompt: Prompt) -> None:
-        """Let everybody answer `prompt`."""
+    def fill(self, prompt: Prompt, theirs: Prompt) -> None:
+        """Let everybody answer `prompt`; `theirs` is that prompt in the baseline's tokens."""
         full = self.system if self.baseline is None else self.baseline
-        known = {when: answer(full, prompt, when) for when in BOTH}
+        known = {when: answer(full, theirs, when) for when in BOTH}
         for when, found in known.items():
             self.reference.setdefault(when, []).append(found)
-        bare = answer(full, prompt.over(prompt.without), "aware")
+        bare = answer(full, theirs.over(theirs.without), "aware")
         self.controls.setdefault("removed", []).append(bare)
         for when in dict.fromkeys(self.spec.questions):
             if self.baseline is None:
@@ -149,6 +165,8 @@ class _Sheet:
                 continue
             ours = answer(self.system, prompt, when)
             self.answers.setdefault(when, []).append(ours)
+            if theirs is not prompt:
+                continue
             if ours.held >= known[when].held:
                 self.roomy = True
                 continue

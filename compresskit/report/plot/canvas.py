@@ -49,13 +49,16 @@ def figure_class() -> Any:
     return Figure
 
 
-def new(*, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of `width` by `height` inches with `rows` panels on top of each other."""
+def new(*, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of `width` by `height` inches with `rows` by `columns` panels, row by row.
+
+    Panels beside each other share their vertical axis.
+    """
     figure = figure_class()(figsize=(width, height), layout="constrained")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)  # measures text without a display
-    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharey="row").flat)
 
 
 def write(figure: Any, path: Path) -> None:

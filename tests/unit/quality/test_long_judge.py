@@ -281,3 +281,32 @@ def test_a_window_larger_than_the_prompt_changes_no_answer(tiny):
     roomy = replace(window, new_cache=dense.new_cache)
     quality = judge(roomy, dense, spec, tiny=True, seed=0, baseline_digest="x")
     assert {one.identical for one in findings(quality)} == {2}
+
+
+def test_a_baseline_of_another_tokenizer_reads_the_tasks_in_its_own_tokens(bytes_tokenizer, spec):
+    class Shifted(bytes_tokenizer):
+        def encode(self, text, *, special=True):
+            return [token + 1 for token in super().encode(text, special=special)]
+
+        def decode(self, ids):
+            return super().decode([token - 1 for token in ids])
+
+    quality = judged(reader(bytes_tokenizer()), shifted_reader(Shifted()), spec)
+    (task,) = quality.results
+    for answers in (task.answers["aware"], task.reference["aware"]):
+        assert set(answers.scores) == {1.0}
+    assert not any(name.startswith("truncated") for name in task.controls)
+    assert any("another tokenizer" in note for note in quality.notes)
+    # Negative control: in the other's tokens it understands nothing.
+    prompt = write(bytes_tokenizer(), "niah_single", spec, style="plain", seed=0)[0]
+    assert answer(shifted_reader(Shifted()), prompt, "aware").score == 0
+
+
+def shifted_reader(tokenizer):
+    """A reader whose vocabulary begins one id later."""
+    system = reader(tokenizer)
+    inner = system.step
+    system.step = lambda tokens, cache, **options: torch.roll(
+        inner(tokens, cache, **options), 1, dims=-1
+    )
+    return system

@@ -1,0 +1,218 @@
+"""A training that is killed goes on as if nothing had happened, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compresskit.distill import checkpoint
+from compresskit.distill.curve import Curve
+from compresskit.distill.progress import Silent, Stride
+from compresskit.distill.recipe import Recipe
+from compresskit.distill.train import train
+from compresskit.distill.trainer import Interrupted
+from compresskit.errors import ModelError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS = 12
+RECIPE: dict[str, Any] = {
+    "student": "layers:blocks=[0]",
+    "data": "calibration",
+    "held_out_rows": 2,
+    "length": 16,
+    "batch": 2,
+    "accumulate": 2,
+    "rate": 0.003,
+    "budget": f"{STEPS} steps",
+    "check_every": 0.25,
+    "save_every": "2 steps",
+    "precision": "float32",
+}
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing of ours catches it."""
+
+
+class Killer(Silent):
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def step(self, stride: Stride) -> None:
+        if stride.step == self.last:
+            raise Killed
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.decode({**RECIPE, **changes}, where="test")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The curve without its clock."""
+    found = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    train(recipe(), folder)
+    return folder
+
+
+def same(folder: Path, whole: Path) -> bool:
+    mine, theirs = (load_file(one / "model.safetensors") for one in (folder, whole))
+    return (
+        lines(folder) == lines(whole)
+        and mine.keys() == theirs.keys()
+        and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    )
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_killed_again_and_again_the_curve_and_the_weights_are_the_same(
+    whole: Path, tmp_path: Path, every: int
+) -> None:
+    for step in range(every, STEPS, every * 3 if every == 1 else every):
+        with pytest.raises(Killed):
+            train(recipe(), tmp_path, resume=True, watcher=Killer(step))
+    train(recipe(), tmp_path, resume=True)
+    assert len(lines(whole)) == STEPS
+    assert same(tmp_path, whole)
+
+
+def test_with_muon_and_adamw_too(tmp_path: Path) -> None:
+    muon = recipe(optimizer="muon", budget="6 steps")
+    train(muon, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(muon, tmp_path / "cut", watcher=Killer(5))
+    train(muon, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_comparison_can_fail(whole: Path, tmp_path: Path) -> None:
+    """Control: with other rows the curve is another one."""
+    train(recipe(seed=1), tmp_path)
+    assert not same(tmp_path, whole)
+
+
+def test_a_real_kill(whole: Path, tmp_path: Path) -> None:
+    """The process is killed by the system while it trains; what is on disk goes on."""
+    words = [
+        sys.executable, "-m", "compresskit", "distill", "--out", str(tmp_path / "out"), "--resume",
+        *(f"--{key.replace('_', '-')}={value}" for key, value in RECIPE.items()),
+    ]  # fmt: skip
+    curve = tmp_path / "out" / "curve.jsonl"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and (not curve.exists() or curve.read_text().count("\n") < 4):
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "out" / "distillation.json").exists()
+    assert (tmp_path / "out" / checkpoint.FILE).exists()
+    train(recipe(), tmp_path / "out", resume=True)
+    assert same(tmp_path / "out", whole)
+
+
+def test_ctrl_c_saves_and_says_so(whole: Path, tmp_path: Path) -> None:
+    class Asks(Silent):
+        def step(self, stride: Stride) -> None:
+            if stride.step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"step 5, 42% .* --resume goes on"):
+        train(recipe(save_every="1000 steps"), tmp_path, watcher=Asks())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(recipe(save_every="1000 steps"), tmp_path, resume=True)
+    assert same(tmp_path, whole)
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> Path:
+    with pytest.raises(Killed):
+        train(recipe(), tmp_path, watcher=Killer(5))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rate": 0.004}, "rate was 0.003 and is 0.004"),
+        ({"student": "layers:blocks=[1]"}, "student was"),
+        ({"budget": "13 steps"}, "budget was"),
+    ],
+)
+def test_another_recipe_is_refused_by_name(cut: Path, changes: dict[str, Any], named: str) -> None:
+    before = (cut / checkpoint.FILE).read_bytes()
+    with pytest.raises(UsageError, match=named):
+        train(recipe(**changes), cut, resume=True)
+    assert (cut / checkpoint.FILE).read_bytes() == before
+
+
+def test_other_rows_are_refused(cut: Path) -> None:
+    state = checkpoint.load(cut)
+    assert state is not None
+    state["identity"]["digest of the training rows"] = "another"
+    checkpoint.save(cut, {key: value for key, value in state.items() if key != "version"})
+    with pytest.raises(UsageError, match="digest of the training rows"):
+        train(recipe(), cut, resume=True)
+
+
+def test_without_resume_nothing_is_overwritten(cut: Path, whole: Path) -> None:
+    with pytest.raises(UsageError, match="interrupted at step 4"):
+        train(recipe(), cut)
+    with pytest.raises(UsageError, match="finished student"):
+        train(recipe(), whole, resume=True)
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.FILE).write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="not a checkpoint"):
+        train(recipe(), tmp_path, resume=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    cut: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (cut / checkpoint.FILE).read_bytes()
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RunError, match=r"disk is full.*is kept.*--resume"):
+            train(recipe(), cut, resume=True)
+    assert (cut / checkpoint.FILE).read_bytes() == before
+    assert not list(cut.glob("*.partial"))
+    train(recipe(), cut, resume=True)
+    assert same(cut, whole)
+
+
+def test_a_curve_that_lost_lines_is_not_patched_up(cut: Path) -> None:
+    text = (cut / "curve.jsonl").read_text().splitlines(keepends=True)
+    (cut / "curve.jsonl").write_text("".join(text[1:]))
+    with pytest.raises(RunError, match="does not hold the 4 steps"):
+        train(recipe(), cut, resume=True)
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "curve.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    with Curve(tmp_path, 2):
+        pass
+    assert (tmp_path / "curve.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
