@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from compresskit.errors import ModelError
-from compresskit.record import Environment, Stored, Training
+from compresskit.record import Environment, Measured, Stored, Training, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +71,31 @@ class Card(Stored):
     stopped: str
     """Why training ended: the budget is spent, no more progress ..."""
     environment: Environment | None = None
+
+
+def together(earlier: Training, later: Training) -> Training:
+    """The cost of two trainings of one student; device, threads and processes are the later one's."""
+    energy = later.energy
+    if isinstance(earlier.energy, Measured) and isinstance(energy, Measured):
+        if earlier.energy.source == energy.source:
+            total = earlier.energy.value + energy.value
+            energy = energy.model_copy(update={"value": total})
+        else:
+            energy = Unavailable(
+                reason=f"{earlier.energy.source} counted one part of the training, {energy.source} the other"
+            )
+    elif not isinstance(earlier.energy, Measured):
+        energy = Unavailable(reason="an earlier part of the training has no measured energy")
+    return later.model_copy(
+        update={
+            "seconds": earlier.seconds + later.seconds,
+            "energy": energy,
+            "steps": earlier.steps + later.steps,
+            "tokens": earlier.tokens + later.tokens,
+            "teacher_tokens": earlier.teacher_tokens + later.teacher_tokens,
+            "started_at": earlier.started_at,
+        }
+    )
 
 
 def read(folder: Path) -> Card | None:

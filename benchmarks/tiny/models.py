@@ -8,6 +8,9 @@
 All share the vocabulary (512) and the heads (4 query, 2 key/value, 32 wide). Every inner dimension
 is a multiple of 32 and 64, and in the target of 128, so that quantization groups of those sizes fit
 without padding; output dimensions are multiples of 16, as kernels' tiles want.
+
+The draft is made as a student of the target (see `draft`), whose maker draws the very weights that are
+drawn here.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/tiny/train.py target --share 0.05    # a rough model within two minutes
     python benchmarks/tiny/train.py draft --no-resume      # forget the checkpoint, start again
 
-The loop is plain: Muon and AdamW, warm-up and cosine, gradients clipped at 1, matrix products in
-bfloat16 and everything else in float32. A curriculum lengthens the context (see `STAGES`). The
-draft is distilled in the last stage: half of its loss is the KL divergence from the target. Checkpoints are
-replaced atomically every `SAVE_EVERY` steps, and data and order follow from the step number alone,
+The draft is a student of the target, taught by compresskit itself (see `draft`). The loop for the
+others is plain: Muon and AdamW, warm-up and cosine, gradients clipped at 1, matrix products in
+bfloat16 and everything else in float32. A curriculum lengthens the context (see `STAGES`). Checkpoints
+are replaced atomically every `SAVE_EVERY` steps, and data and order follow from the step number alone,
 so an interrupted run continues as if nothing had happened.
 """
 
@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tiny.draft import teach as teach_draft
 from benchmarks.tiny.models import ROLES, Role, build_model
 from benchmarks.tiny.rows import Rows, Stage, load_or_pack
 from benchmarks.tiny.tokenizer import train_tokenizer
@@ -48,16 +50,14 @@ STAGES = (
     Stage("longest", 5_000_000, 1024, 2, 60, 2100, 3, 8, drills=1),
     Stage("last", 6_000_000, 512, 4, 540, 1100, 2, 4),
 )
-SHARES: dict[Role, float] = {"target": 1.0, "moe": 0.8, "draft": 0.8}
+SHARES: dict[Role, float] = {"target": 1.0, "moe": 0.8}
 """Part of each stage's steps that a role trains for."""
 OTHERS_RATE = {"pairs": 0.2, "drill": 0.2}
 """Learning rate of AdamW (embedding, gains, feed-forward) as a part of Muon's, by stage; then 0.7.
 Slow until recall is learned (see `optimizers_of`), faster for the ordinary text that follows."""
-PEAK_RATE: dict[Role, float] = {"target": 3e-3, "moe": 3e-3, "draft": 3e-3}
+PEAK_RATE: dict[Role, float] = {"target": 3e-3, "moe": 3e-3}
 WARMUP, FLOOR = 100, 0.03
 """Warm-up steps; the last learning rate as a part of the peak."""
-DISTILLED, DISTILLED_STAGE = 0.5, "last"
-"""Weight of the divergence from the target in the draft's loss, and the stage that has it."""
 SAVE_EVERY, PRINT_EVERY = 200, 50
 
 
@@ -88,7 +88,6 @@ def loss_of(
     model: PreTrainedModel,
     tokens: torch.Tensor,
     weights: torch.Tensor,
-    teacher: PreTrainedModel | None,
 ) -> tuple[torch.Tensor, float]:
     """Return the loss to descend and the plain weighted cross-entropy, in nats a token."""
     sparse = hasattr(model.config, "num_local_experts")
@@ -102,14 +101,6 @@ def loss_of(
     loss = plain
     if sparse:
         loss = loss + model.config.router_aux_loss_coef * out.aux_loss
-    if teacher is not None:
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            taught = teacher(input_ids=tokens, use_cache=False).logits
-        target = functional.log_softmax(taught[:, :-1].float().flatten(0, 1), dim=-1)
-        student = functional.log_softmax(logits, dim=-1)
-        apart = functional.kl_div(student, target, log_target=True, reduction="none").sum(-1)
-        distance = (apart * weight).sum() / weight.sum()
-        loss = (1 - DISTILLED) * loss + DISTILLED * distance
     return loss, plain.item()
 
 
@@ -143,7 +134,6 @@ def train(role: Role, *, out: Path, work: Path, share: float, resume: bool) -> d
     """Train one model, save it under `out/<role>` and return the account of it."""
     tokenizer = train_tokenizer()
     model = build_model(role, SEED)
-    teacher: PreTrainedModel | None = None
     optimizers = optimizers_of(model)
     steps = plan(share * SHARES[role])
     checkpoint = work / f"{role}-{share:g}.pt"
@@ -175,18 +165,13 @@ def train(role: Role, *, out: Path, work: Path, share: float, resume: bool) -> d
     for step, (stage, rows) in enumerate(_with_rows(steps, tokenizer, work / "rows", data)):
         if step < done:
             continue
-        if role == "draft" and stage.name == DISTILLED_STAGE and teacher is None:
-            if not (out / "target" / "model.safetensors").exists():
-                store(step)
-                raise SystemExit("draft: now it learns from the target; train that, then go on")
-            teacher = LlamaForCausalLM.from_pretrained(out / "target").eval()
         tokens, weights = batch(rows, stage, steps[step][1])
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 slow = isinstance(optimizer, torch.optim.AdamW)
                 part = OTHERS_RATE.get(stage.name, 0.7) if slow else 1.0
                 group["lr"] = part * schedule(step, len(steps), PEAK_RATE[role])
-        loss, plain = loss_of(model, tokens, weights, teacher)
+        loss, plain = loss_of(model, tokens, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -219,7 +204,6 @@ def train(role: Role, *, out: Path, work: Path, share: float, resume: bool) -> d
         "tokens": tokens_seen,
         "seconds": round(seconds, 1),
         "peak_learning_rate": PEAK_RATE[role],
-        "distilled_in_stage": DISTILLED_STAGE if role == "draft" else None,
         "rows_sha256": data,
         "loss_weighted_nats_per_token": curve[:: max(1, len(curve) // 60)],
     }
@@ -296,7 +280,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     for role in ROLES if args.role == "all" else (args.role,):
-        account = train(role, out=args.out, work=args.work, share=args.share, resume=args.resume)
+        made = teach_draft if role == "draft" else partial(train, role)
+        account = made(out=args.out, work=args.work, share=args.share, resume=args.resume)
         note(args.out, role, account, args.share)
         print(f"{role}: saved to {args.out / role}, {account['seconds']} s", flush=True)
 

@@ -67,7 +67,10 @@ class Asking:
         """For the card: what a cache keeps and loses, what the student wrote itself."""
         if not self.school.recipe.on_policy:
             return dict(self.facts)
-        wrote = {"tokens": self.generated_tokens, "seconds": self.writing_seconds}
+        wrote: dict[str, JsonValue] = {
+            "tokens": self.generated_tokens,
+            "seconds": self.writing_seconds,
+        }
         return {**self.facts, "on_policy_of_first_process": wrote}
 
     def posed(self, batch: Batch, turn: int) -> Batch:

@@ -134,9 +134,9 @@ def _place(weight: torch.Tensor) -> tuple[int, int]:
 
 
 def _bits(weight: torch.Tensor) -> torch.Tensor:
-    """Sum of the bits of each row as whole numbers, int64."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    return weight.detach().view(whole).sum(dim=-1, dtype=torch.int64)
+    """Sum of the bits of each row as whole numbers, int32; overflow wraps around and does no harm."""
+    whole = torch.int16 if weight.element_size() == 2 else torch.int32
+    return weight.detach().view(whole).sum(dim=-1, dtype=torch.int32)
 
 
 class _Straight(torch.autograd.Function):

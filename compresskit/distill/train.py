@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -142,7 +142,8 @@ def _state(folder: Path, *, resume: bool) -> dict[str, object] | None:
 
 
 def _training(trainer: Trainer, device: Device, threads: int) -> Training:
-    return Training(
+    """What this training took, and what had gone into the student before it, where that is known."""
+    now = Training(
         seconds=trainer.effort.seconds(),
         energy=trainer.effort.energy(),
         steps=trainer.step,
@@ -153,6 +154,9 @@ def _training(trainer: Trainer, device: Device, threads: int) -> Training:
         processes=trainer.accelerator.num_processes,
         started_at=trainer.started_at,
     )
+    given: Any = trainer.school.draft.facts.get("given", {})
+    before = given.get("training")
+    return now if before is None else cards.together(Training.model_validate(before), now)
 
 
 def _card(room: School, trainer: Trainer, training: Training) -> Card:

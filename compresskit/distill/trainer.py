@@ -212,6 +212,8 @@ class Trainer:
                 finish.begin(
                     self.school.draft.model, self.recipe.finish, saved_as=self.school.dtype
                 )
+                # Looks at weights that do not round yet would beat every look from here on.
+                self.best, self.stale = None, 0
             self._rounding = True
 
     def _look(self) -> None:

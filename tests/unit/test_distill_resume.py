@@ -93,12 +93,24 @@ def test_killed_again_and_again_the_curve_and_the_weights_are_the_same(
     assert same(tmp_path, whole)
 
 
-def test_with_muon_and_adamw_too(tmp_path: Path) -> None:
-    muon = recipe(optimizer="muon", budget="6 steps")
-    train(muon, tmp_path / "whole")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "muon"},
+        {"finish": "quant/int4", "finish_share": 0.5},
+        {"on_policy": 0.5},
+        {"patience": 3, "check_every": 0.2},
+        {"loss": "forward_kl + hidden:at=every", "precision": "bfloat16"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_else_the_recipe_says(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Killed in the last part, where a finish rounds already."""
+    other = recipe(budget="6 steps", **changes)
+    train(other, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(muon, tmp_path / "cut", watcher=Killer(5))
-    train(muon, tmp_path / "cut", resume=True)
+        train(other, tmp_path / "cut", watcher=Killer(5))
+    train(other, tmp_path / "cut", resume=True)
     assert same(tmp_path / "cut", tmp_path / "whole")
 
 

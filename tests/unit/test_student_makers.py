@@ -352,7 +352,7 @@ def test_makers_survive_their_own_json():
         for maker in parse(text):
             document = maker.model_dump(mode="json")
             assert type(maker).decode(document, where="again") == maker
-    assert set(MAKERS) == {"layers", "width", "scratch", "vocabulary"}
+    assert set(MAKERS) == {"layers", "width", "scratch", "given", "vocabulary"}
     assert isinstance(parse("layers")[0], Layers)
     assert isinstance(parse("scratch")[0], Scratch)
 

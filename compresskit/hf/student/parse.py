@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import SpecError, UnknownName
+from compresskit.hf.student.given import Given
 from compresskit.hf.student.layers import Layers
 from compresskit.hf.student.scratch import Scratch
 from compresskit.hf.student.vocabulary import Vocabulary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from compresskit.hf.student.maker import Draft, Maker
 
 MAKERS: Mapping[str, type[Maker]] = MappingProxyType(
-    {maker.name: maker for maker in (Layers, Width, Scratch, Vocabulary)}
+    {maker.name: maker for maker in (Layers, Width, Scratch, Given, Vocabulary)}
 )
 """Every maker by name."""
 
@@ -62,6 +63,11 @@ def check(makers: Sequence[Maker]) -> None:
         raise SpecError(
             f"{OPTION}: scratch begins from nothing, so what {names[0]} keeps of the teacher would be "
             "thrown away. Put scratch first."
+        )
+    if "given" in names and (names[0] != "given" or "scratch" in names):
+        raise SpecError(
+            f"{OPTION}: given takes another model in the place of all that was made before. Put it first, "
+            "and leave scratch out."
         )
     if "scratch" in names and set(names) - {"scratch", "vocabulary"}:
         other = next(name for name in names if name not in ("scratch", "vocabulary"))
