@@ -16,7 +16,7 @@ import torch
 
 from compresskit import catalogue, device as devices, stack, workload
 from compresskit.errors import Conflict
-from compresskit.hf import audit, load, modules
+from compresskit.hf import audit, load, modules, synthetic
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.measure import step_cost as step_cost_probe
@@ -151,11 +151,12 @@ def find_model(model: ModelSpec, progress: Progress = no_progress) -> ResolvedMo
 
 def outline(model: ModelSpec, source: ResolvedModel) -> Outline:
     """What can be told of a resolved model without its weights."""
+    config = load.read_config(source.path)
     return Outline(
         name=model.name,
         path=source.path,
-        config=load.read_config(source.path),
-        bytes=sum(file.stat().st_size for file in source.path.glob("*.safetensors")),
+        config=config,
+        bytes=synthetic.stored_bytes(source.path, config),
         revision=source.revision,
     )
 

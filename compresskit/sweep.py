@@ -26,12 +26,17 @@ from compresskit.pairing import Arm
 from compresskit.store import load as load_record, save
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
     from compresskit.record import Environment, Limits, Record
     from compresskit.spec import Prices, RunSpec
+
+
+def always() -> bool:
+    """Start every session."""
+    return True
 
 
 class Watcher(Protocol):
@@ -53,6 +58,8 @@ class Swept:
 
     folder: Path
     records: tuple[Record, ...]
+    left: int = 0
+    """Runs that were not started."""
 
 
 def preflight(specs: Sequence[RunSpec], progress: Progress) -> None:
@@ -84,11 +91,13 @@ def run(
     paired: bool = True,
     resident: int | None = None,
     prices: Prices | None = None,
+    go_on: Callable[[], bool] = always,
 ) -> Swept:
     """Run `specs` into `out/<machine>/<suite>/` and return their records.
 
     With `paired`, rows are measured in alternation, at most `resident` at a time (default: as many
     as memory allows); without it one after the other, and nothing can be said about differences.
+    `go_on` is asked before every session; after a no the sweep ends with the records that there are.
 
     Raises:
         UsageError: the request cannot be honoured.
@@ -105,8 +114,11 @@ def run(
     bench = _Bench(folder, specs, records, watcher, extra)
     bench.reuse()
     for arms in sessions(specs, frozenset(records), paired=paired, resident=resident):
+        if not go_on():
+            break
         bench.measure(arms)
-    return Swept(folder, tuple(records[spec.digest()] for spec in specs))
+    found = [records.get(spec.digest()) for spec in specs]
+    return Swept(folder, tuple(one for one in found if one is not None), found.count(None))
 
 
 @dataclass(frozen=True)
@@ -205,9 +217,7 @@ _OF_WEIGHTS, _RUNTIME_BYTES = 2.5, 1.5e9
 
 def _resident(spec: RunSpec) -> int:
     """How many arms fit into memory at once; at least two, or nothing could be compared."""
-    weights = sum(
-        file.stat().st_size for file in artefacts.find_model(spec.model).path.glob("*.safetensors")
-    )
+    weights = artefacts.outline(spec.model, artefacts.find_model(spec.model)).bytes
     need = _OF_WEIGHTS * weights + _RUNTIME_BYTES
     device = devices.resolve(spec.device)
     free = min(psutil.virtual_memory().available, 0.85 * device.memory_bytes)

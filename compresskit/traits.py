@@ -20,6 +20,8 @@ class Trait(StrEnum):
     """The weights are reachable as torch modules."""
     FLOAT_WEIGHTS = "float_weights"
     """The linear layers still hold floating-point weights."""
+    TRAINED = "trained"
+    """The weights were trained, so what the model says depends on the text as a model's answers do."""
     MOE = "moe"
     """The model has routed experts."""
     OWN_CACHE = "own_cache"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 from compresskit.decode import autoregressive
 from compresskit.engine import AbstractEngine
 from compresskit.errors import Conflict
-from compresskit.hf import load
+from compresskit.hf import load, synthetic
 from compresskit.hf.cache import new_dynamic
 from compresskit.hf.step import eager_step
 from compresskit.spec import Mode
@@ -38,6 +38,7 @@ _OFFERED = frozenset(
         Trait.LOGITS,
         Trait.BATCH,
         Trait.PADDED_BATCH,
+        Trait.TRAINED,
     }
 )
 
@@ -53,12 +54,14 @@ class Native(AbstractEngine):
         """Everything, but for what the config rules out.
 
         Experts add MOE; a checkpoint that comes quantised holds no floats; recurrent state cannot
-        be taken back; windows go by slots.
+        be taken back; windows go by slots; random weights have nothing to say.
         """
         config = load.read_config(path)
         traits = _OFFERED | frozenset(device.traits)
         if load.has_experts(config):
             traits |= {Trait.MOE}
+        if synthetic.is_marked(config):
+            traits -= {Trait.TRAINED}
         if config.get("quantization_config"):
             traits -= {Trait.FLOAT_WEIGHTS}
         if load.has_recurrent_state(config):
@@ -90,6 +93,7 @@ class Native(AbstractEngine):
             kernels=loaded.kernels,
             facts=loaded.facts,
             simulated=loaded.simulated,
+            synthetic=loaded.synthetic,
         )
 
     def requires(self) -> frozenset[Trait]:

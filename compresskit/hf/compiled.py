@@ -4,7 +4,8 @@
     decode    torch.compile of the model's forward for shape [B, T], T among `System.widths`: one
               token, and the blocks of a speculative loop:
               CPU   inductor with frozen weights, so that constants are folded and laid out once
-              CUDA  mode "reduce-overhead", which replays a CUDA graph
+              CUDA  mode "reduce-overhead", which replays a CUDA graph, on caches that keep their
+                    addresses from request to request (`kept`)
 
 Each batch size, width and cache capacity is a graph of its own; capacities are rounded up to `SLOTS`, so
 that few are needed. `fullgraph` makes a graph break, or one recompilation too many, an error
@@ -23,6 +24,7 @@ import torch
 
 from compresskit.errors import Conflict
 from compresskit.hf.cache import static
+from compresskit.hf.kept import Kept
 from compresskit.hf.modules import release_freed
 from compresskit.hf.step import eager_step
 
@@ -44,9 +46,11 @@ def compile_decode(system: System) -> System:
         Conflict: torch.compile cannot work here (no C++ compiler).
     """
     config = system.model.config
+    # Graphs of the GPU hold addresses; constants on the CPU must not (see `_unmark`).
+    new = static if system.device.kind == "cpu" else Kept().cache
     return replace(
         system,
-        new_cache=lambda capacity: static(config, -(-capacity // SLOTS) * SLOTS),
+        new_cache=lambda capacity: new(config, -(-capacity // SLOTS) * SLOTS),
         step=CompiledStep(system.model, system.device.kind, system.widths),
         fixed_widths=True,
         kernels={**system.kernels, "decode_step": f"torch.compile ({_how(system.device.kind)})"},

@@ -1,6 +1,7 @@
 """Load a model directory: config, weights in the wanted type, tokenizer.
 
 no quantization_config       transformers loads dense weights
+marked as random             drawn on the device (`synthetic`)
 compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
                              unpacked by transformers, and a fact says so
 bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from compresskit.errors import ModelError, RunError
+from compresskit.hf import synthetic
 from compresskit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Loaded(NamedTuple):
     """What there is to say about a checkpoint that came quantised."""
     simulated: tuple[str, ...] = ()
     """Not empty if what the checkpoint asks for is computed on wider units here."""
+    synthetic: str | None = None
+    """What about the output is made up, if anything."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -107,7 +111,9 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
     wanted = checkpoint_dtype(config) if spec.dtype == "auto" else spec.dtype
     quantization = config.get("quantization_config")
     try:
-        if quantization is None:
+        if synthetic.draws(path, config):
+            loaded = _Weights(synthetic.build(path, getattr(torch, wanted), device.kind))
+        elif quantization is None:
             loaded = _Weights(_from_transformers(path, spec, wanted, device))
         else:
             loaded = _quantised(path, spec, wanted, device, quantization)
@@ -124,7 +130,10 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
     eos = getattr(model.generation_config, "eos_token_id", None)
     tokenizer = load_tokenizer(path, eos, trust_remote_code=spec.trust_remote_code)
     context = context_of(model.config.to_dict())
-    return Loaded(model, tokenizer, context, loaded.kernels, loaded.facts, loaded.simulated)
+    made_up = synthetic.WHAT if synthetic.is_marked(config) else None
+    return Loaded(
+        model, tokenizer, context, loaded.kernels, loaded.facts, loaded.simulated, made_up
+    )
 
 
 class _Weights(NamedTuple):

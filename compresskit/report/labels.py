@@ -35,7 +35,9 @@ def context(record: Record) -> dict[str, str | int]:
     return {
         "model": clean(spec.model.name),
         "revision": _short_revision(model.revision) if model else "unknown revision",
-        "baseline": model.baseline.replace("_", " ") if model else "unknown baseline",
+        "baseline": _BASELINES.get(model.baseline, model.baseline.replace("_", " "))
+        if model
+        else "unknown baseline",
         "dtype": model.dtype if model else "unknown type",
         "device": clean(device.name) if device else "unknown device",
         "threads": spec.protocol.threads,
@@ -44,6 +46,9 @@ def context(record: Record) -> dict[str, str | int]:
         "new_tokens": spec.workload.new_tokens,
         "batch": main_batch(record),
     }
+
+
+_BASELINES = {"random": "synthetic weights"}
 
 
 def _short_revision(revision: str) -> str:

@@ -95,9 +95,14 @@ def same_protocol(record: Record) -> Iterator[Finding]:
 
 
 def sound_baseline(record: Record) -> Iterator[Finding]:
-    """Random weights prove mechanics, never quality."""
+    """Random weights prove mechanics, never quality; a pass that was refused says so by its notes."""
     kind = None if record.model is None else record.model.baseline
-    if kind == "random" and record.quality is not None:
+    found = record.quality
+    if (
+        kind == "random"
+        and found is not None
+        and (found.likelihood or found.fidelity or found.tasks)
+    ):
         yield Finding(False, "random_weights", "quality of random weights says nothing")
 
 

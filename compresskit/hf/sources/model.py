@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
-Kind = Literal["hub", "local", "gguf", "pypi", "tiny"]
+Kind = Literal["hub", "local", "gguf", "pypi", "tiny", "random"]
 Baseline = Literal["full_precision", "dequantized_gguf", "tiny_trained", "random"]
 
 

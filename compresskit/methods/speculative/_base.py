@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compresskit.stats.speculation import Costs
     from compresskit.system import Chunk, Request, System
 
-NEEDS = frozenset({Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK})
+NEEDS = frozenset({Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK, Trait.TRAINED})
 RAGGED = (
     (Trait.BATCH, Trait.SLOT_MASKS),
     (Trait.BATCH, Trait.PADDED_BATCH),

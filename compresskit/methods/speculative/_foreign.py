@@ -31,6 +31,7 @@ EFFECTS = Effects(
             Trait.MODULES,
             Trait.OWN_CACHE,
             Trait.OWN_LOOP,
+            Trait.TRAINED,
             Trait.DENSE_CACHE,
             Trait.FULL_CONTEXT,
             Trait.ROLLBACK,

@@ -136,13 +136,19 @@ class Oracle(Speculative):
         return self
 
     def effects(self) -> Effects:
-        """As all speculation, but the answer is not the model's."""
+        """As all speculation, but the answer is not the model's, which need not be trained."""
         usual = super().effects()
-        return usual.model_copy(update={"removes": usual.removes | {Trait.LOSSLESS}})
+        return usual.model_copy(
+            update={
+                "requires": usual.requires - {Trait.TRAINED},
+                "removes": usual.removes | {Trait.LOSSLESS},
+            }
+        )
 
     def prepare(self, system: System, ctx: Context) -> System:
         """Say that the output is made up."""
-        return replace(system, synthetic="synthetic acceptance")
+        before = [system.synthetic] if system.synthetic else []
+        return replace(system, synthetic=", ".join([*before, "synthetic acceptance"]))
 
     def drafter(self, system: System, request: Request) -> Drafter:
         """Fresh fates for the rows of `request`."""

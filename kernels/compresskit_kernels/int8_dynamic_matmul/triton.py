@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-from compresskit_kernels import launch
+from compresskit_kernels import launch, traced
 from compresskit_kernels.dispatch import Prepared, Use, note
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def add_up(parts, steps, scales, y, M, N, SPLITS, BLOCK: tl.constexpr):
 class Int8Product(Prepared):
     """Codes `[N, K]` padded to 16 inputs, and scales."""
 
-    __slots__ = ("codes", "height", "padded", "scales", "width")
+    __slots__ = ("__weakref__", "codes", "height", "number", "padded", "scales", "width")
 
     def __init__(self, weight: Int8Weight) -> None:
         """Keep the codes as they are, where no padding is due."""
@@ -133,9 +133,16 @@ class Int8Product(Prepared):
         self.padded = self.width + -self.width % 16
         self.codes = functional.pad(weight.codes, (0, self.padded - self.width)).contiguous()
         self.scales = weight.scales.contiguous()
+        self.number = traced.register(self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x `[..., K]`."""
+        if torch.compiler.is_compiling():
+            return traced.product(x, self.number, self.height)
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x `[..., K]` in code that is not traced."""
         note(RAN)
         flat = x.reshape(-1, self.width).contiguous()
         y = flat.new_empty(flat.shape[0], self.height)
@@ -180,6 +187,10 @@ class Int8Product(Prepared):
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the dequantised weight."""
+        return self.look_up(index)
+
+    def look_up(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight: plain torch, which can be traced as it is."""
         codes = self.codes[index][..., : self.width]
         return codes.float() * self.scales[index].float().unsqueeze(-1)
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from compresskit_kernels import traced
 from compresskit_kernels.dispatch import Prepared, Use, note
-from compresskit_kernels.native import build, traced
+from compresskit_kernels.native import build
 
 if TYPE_CHECKING:
     from compresskit_kernels.fp8_matmul.weight import Fp8Weight

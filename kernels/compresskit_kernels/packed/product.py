@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from compresskit_kernels import launch
+from compresskit_kernels import launch, traced
 from compresskit_kernels.dispatch import Prepared, Use, note
 from compresskit_kernels.packed import tiles, triton as kernels
 
@@ -77,8 +77,8 @@ class PackedProduct(Prepared):
     """Words of codes and scales in tiles of 64 outputs."""
 
     __slots__ = (
-        "bits", "book", "constants", "full", "gain", "group", "groups", "height", "levels", "offsets",
-        "routines", "scales", "width", "words", "zeros",
+        "__weakref__", "bits", "book", "constants", "full", "gain", "group", "groups", "height", "levels",
+        "number", "offsets", "routines", "scales", "width", "words", "zeros",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,7 @@ class PackedProduct(Prepared):
             # A group of the whole row and more: any number of whole steps that covers it.
             "GROUP": min(self.group, inputs),
         }
+        self.number = traced.register(self)
 
     @property
     def _beside(self) -> torch.Tensor | None:
@@ -119,6 +120,12 @@ class PackedProduct(Prepared):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x `[..., K]`."""
+        if torch.compiler.is_compiling():
+            return traced.product(x, self.number, self.height)
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x `[..., K]` in code that is not traced."""
         flat = x.reshape(-1, self.width).contiguous()
         rows = flat.shape[0]
         with launch.on(flat):
@@ -200,6 +207,12 @@ class PackedProduct(Prepared):
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Rows of the dequantised weight, by the formula in torch."""
+        if torch.compiler.is_compiling():
+            return traced.rows(index, self.number, self.width)
+        return self.look_up(index)
+
+    def look_up(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight in code that is not traced."""
         flat = index.reshape(-1)
         codes = tiles.take(self.words, self.bits, self.width, flat).long()
         level = self.levels.numbers(self.bits).to(codes.device)[codes]

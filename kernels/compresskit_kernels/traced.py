@@ -1,30 +1,39 @@
-"""The native products as torch operators, for code that is traced (torch.compile).
+"""Our products as torch operators, for code that is traced (torch.compile).
 
-A tracer cannot look into a call through ctypes, so the compiled graph calls an operator instead. It
-names the weight by a number; the weight lives as long as the object that registered it. Outside of
-traced code the direct call is kept: an operator in Python costs several microseconds.
+A tracer cannot look into a call through ctypes, and has no business in the choice of a Triton launch, so
+the compiled graph calls an operator instead. It names the weight by a number; the weight lives as long
+as the object that registered it. Outside of traced code the direct call is kept: an operator in Python
+costs several microseconds. In a CUDA graph it costs nothing, since a replay runs no Python.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from compresskit_kernels.native.product import NativeProduct
+
+class Traceable(Protocol):
+    """A product that can be called from traced code."""
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x `[..., K]`: a new tensor `[..., N]` in the type of x."""
+
+    def look_up(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the dequantised weight: a new float32 tensor `[..., K]`."""
+
 
 _numbers = itertools.count()
-_products: weakref.WeakValueDictionary[int, NativeProduct] = weakref.WeakValueDictionary()
+_products: weakref.WeakValueDictionary[int, Traceable] = weakref.WeakValueDictionary()
 
 _library: Any = torch.library.Library("compresskit", "DEF")  # type: ignore[no-untyped-call]
 _library.define("product(Tensor x, int number, int height) -> Tensor")
 _library.define("rows(Tensor index, int number, int width) -> Tensor")
 
 
-def register(product: NativeProduct) -> int:
+def register(product: Traceable) -> int:
     """Give `product` a number for traced code."""
     number = next(_numbers)
     _products[number] = product
@@ -47,8 +56,9 @@ def _rows_shape(index: torch.Tensor, number: int, width: int) -> torch.Tensor:
     return index.new_empty((*index.shape, width), dtype=torch.float32)
 
 
-_library.impl("product", _product, "CPU")
-_library.impl("rows", _rows, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("product", _product, _device)
+    _library.impl("rows", _rows, _device)
 _library._register_fake("product", _product_shape)
 _library._register_fake("rows", _rows_shape)
 
