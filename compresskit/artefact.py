@@ -87,7 +87,9 @@ class Plan:
             self.start_traits(),
             last=self.engine.requires(),
             mode=self.spec.engine.mode,
+            lost=self.engine.loses(self.device),
         )
+        self.engine.vet(self.loaded.path, self.device)
         asked = outline(self.spec.model, self.source)
         loaded = outline(self.model, self.loaded)
         for placed in self.methods:
@@ -105,10 +107,12 @@ def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
     source = find_model(spec.model, progress)
     methods = catalogue.place(spec.stack)
     instead = _instead(spec, methods, source)
+    device = devices.resolve(spec.device)
+    placed = spec.engine.placement is not None
     return Plan(
         spec=spec,
         source=source,
-        device=devices.resolve(spec.device),
+        device=device.using(devices.gpus(device)) if placed else device,
         engine=catalogue.engine(spec.engine),
         methods=methods,
         model=instead or spec.model,
@@ -191,7 +195,8 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     meter.start()
     books = Accounts(plan.device, runtime())
     meter_energy = metering.metered(
-        counters.find(plan.device), synchronize=devices.synchronizer(plan.device)
+        counters.find(plan.device, plan.device.ordinals),
+        synchronize=devices.synchronizer(plan.device)
     )
     # Models that a method loads (a draft, a student) live as long as the target does.
     with ExitStack() as models, ExitStack() as setting_up:
@@ -261,15 +266,16 @@ def _context(
                     f"{one.name} takes the place of a run's model; {model.name} is a model beside it. "
                     f"Name {named.name} there itself."
                 )
-        start = plan.engine.traits(path, plan.device) | INITIAL
-        left = stack.check(placed, start, last=plan.engine.requires(), mode=plan.spec.engine.mode)
+        engine = plan.engine.for_others()
+        start = engine.traits(path, plan.device) | INITIAL
+        left = stack.check(placed, start, last=engine.requires(), mode=plan.spec.engine.mode)
         for lacking in sorted(needs - left):
             raise Conflict(
                 f"{model.name} is to work for {plan.spec.model.name} and needs {lacking.value!r}, which "
                 f"{' and '.join(methods) if lacking in start else 'it'} does not leave it. "
                 "Take another model or other methods."
             )
-        other = models.enter_context(plan.engine.open(path, model, plan.device))
+        other = models.enter_context(engine.open(path, model, plan.device))
         return stack.build(placed, other, context)
 
     def calibration(text: str, count: int) -> list[int]:

@@ -20,7 +20,7 @@ from compresskit.spec import Frozen
 from compresskit.traits import Trait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Device(Frozen):
@@ -32,6 +32,13 @@ class Device(Frozen):
     capability: str | None = None
     """CUDA compute capability, or the widest CPU instruction set that matters here."""
     traits: tuple[Trait, ...] = ()
+    ordinals: tuple[int, ...] = (0,)
+    """torch's numbers of the GPUs that a run uses: the first one, unless its model is placed on others."""
+
+    def using(self, ordinals: Iterable[int]) -> Device:
+        """The same device for a model that lies on the GPUs `ordinals`; none leaves it as it is."""
+        found = tuple(sorted(set(ordinals)))
+        return self.model_copy(update={"ordinals": found}) if found else self
 
     @property
     def torch(self) -> torch.device:
@@ -117,7 +124,21 @@ def cpu_info() -> CpuInfo:
 
 def synchronizer(device: Device) -> Callable[[], None]:
     """Return the call that waits until all work given to `device` is done."""
-    return torch.cuda.synchronize if device.kind == "cuda" else _nothing
+    if device.kind != "cuda":
+        return _nothing
+    if len(device.ordinals) == 1:
+        return torch.cuda.synchronize
+    return functools.partial(_wait_for, device.ordinals)
+
+
+def _wait_for(ordinals: tuple[int, ...]) -> None:
+    for ordinal in ordinals:
+        torch.cuda.synchronize(ordinal)
+
+
+def gpus(device: Device) -> range:
+    """Numbers, as torch counts, of all GPUs that this process sees; none where `device` is the CPU."""
+    return range(torch.cuda.device_count() if device.kind == "cuda" else 0)
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from compresskit.spec import Frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -32,6 +33,22 @@ class AbstractEngine(Frozen, ABC):
     @abstractmethod
     def open(self, path: Path, model: ModelSpec, device: Device) -> AbstractContextManager[System]:
         """Load the model in `path` and hold it for the duration."""
+
+    def loses(self, device: Device) -> Mapping[Trait, str]:
+        """Traits that options of this engine have taken away, each with the name of the option."""
+        return {}
+
+    def vet(self, path: Path, device: Device) -> None:
+        """Refuse a model in `path` that the options do not suit, before any weights are loaded.
+
+        Raises:
+            Conflict: what does not fit, and what to do about it.
+            SpecError: the options can only be honoured by a process that was started otherwise.
+        """
+
+    def for_others(self) -> AbstractEngine:
+        """The engine for models beside the run's own (a draft): the same, unless options speak against it."""
+        return self
 
     def requires(self) -> frozenset[Trait]:
         """What the decode mode needs to find after the last method."""

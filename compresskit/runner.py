@@ -139,7 +139,7 @@ def _measured(
     )
     energy = Energy(bench) if "energy" in wanted and real else None
     yardstick = Yardstick(plan.device)
-    watch = telemetry.Watch(plan.device)
+    watch = telemetry.Watch(system.device)
     taken: list[Turn] = []
     costs = artefact.setup.step_costs
     with clock.settled():
@@ -209,7 +209,8 @@ def judge_quality(plan: Plan, artefact: Opened, notify: Notify = silent) -> Qual
     if (made_up := artefact.system.synthetic) is not None:
         return Quality(notes=(f"quality: unavailable, {made_up}",))
     spec = plan.spec
-    reference = spec.baseline().replace(engine={"name": spec.engine.name, "mode": "eager"})
+    eager = {**spec.engine.model_dump(mode="json"), "mode": "eager"}
+    reference = spec.baseline().replace(engine=eager)
     arguments: dict[str, Any] = {
         "spec": spec.quality,
         "cache_changed": not {Trait.DENSE_CACHE, Trait.FULL_CONTEXT} <= artefact.traits,

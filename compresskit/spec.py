@@ -15,7 +15,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from compresskit.errors import SpecError
 
@@ -151,6 +151,28 @@ class ModelSpec(Frozen):
     """Run modelling code that comes with the checkpoint."""
 
 
+class PlacementSpec(Frozen):
+    """How a model lies on more than the one device that it would lie on by itself."""
+
+    how: Literal["spread", "tensor_parallel"]
+    """spread: whole blocks on one GPU after the other, what does not fit there in the host's memory,
+    and what does not fit there either on disk; one step visits them in turn. tensor_parallel: a share
+    of every matrix in each of several processes, which are started by torchrun and step together."""
+    device_gb: Annotated[float, Field(gt=0)] | None = None
+    """spread: most weights on a GPU, in GB of 10^9 bytes; by default nine tenths of what is free."""
+    host_gb: Annotated[float, Field(gt=0)] | None = None
+    """spread: most weights in the host's memory; by default nine tenths of what is free."""
+
+    @model_validator(mode="after")
+    def _limits_are_for_spreading(self) -> Self:
+        if self.how != "spread" and (self.device_gb is not None or self.host_gb is not None):
+            raise ValueError(
+                f"device_gb and host_gb bound what 'spread' puts where; {self.how!r} gives every process "
+                "an equal share. Leave them out."
+            )
+        return self
+
+
 class EngineSpec(Frozen):
     """What runs the model."""
 
@@ -158,6 +180,14 @@ class EngineSpec(Frozen):
     mode: Mode = "eager"
     """eager; prepacked (weights laid out once for oneDNN, CPU); compiled (static cache,
     torch.compile or CUDA graphs)."""
+    # Left out where there is none, so that runs on one device keep the digest they always had.
+    placement: Annotated[PlacementSpec | None, Field(exclude_if=lambda one: one is None)] = None
+    """Several devices for one model; none unless asked for."""
+
+    @property
+    def manner(self) -> str:
+        """Mode and placement in words: `eager`, or `eager, spread`."""
+        return self.mode if self.placement is None else f"{self.mode}, {self.placement.how}"
 
 
 class MethodSpec(Frozen):
@@ -338,9 +368,10 @@ class RunSpec(Frozen):
         return RunSpec.model_validate_json(json.dumps(document, default=_dump))
 
     def label(self) -> str:
-        """Short name of the row: the stack and the mode."""
+        """Short name of the row: the stack, the mode, the placement."""
         stack = " + ".join(method.name for method in self.stack) or "dense"
-        return stack if self.engine.mode == "eager" else f"{stack} ({self.engine.mode})"
+        manner = self.engine.manner
+        return stack if manner == "eager" else f"{stack} ({manner})"
 
 
 def _dump(value: object) -> object:

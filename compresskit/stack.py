@@ -10,6 +10,7 @@ anything is loaded. Who removed a trait is remembered, so the message names both
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from compresskit.errors import Conflict
@@ -17,7 +18,7 @@ from compresskit.method import EXCLUSIVE, Stage
 from compresskit.traits import Trait
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from compresskit.method import Context, Placed
     from compresskit.system import System
@@ -48,13 +49,15 @@ def walk(
     *,
     last: frozenset[Trait] = frozenset(),
     mode: str = "",
+    lost: Mapping[Trait, str] = MappingProxyType({}),
 ) -> list[Layer]:
     """Follow the traits through the ordered stack up to the first conflict.
 
-    `start` comes from the engine and the device; `last` is what the decode mode needs at the end.
+    `start` comes from the engine and the device; `last` is what the decode mode needs at the end;
+    `lost` says of traits that are not in `start` which option of the engine took them.
     """
     traits = start
-    culprit: dict[Trait, str] = {}
+    culprit: dict[Trait, str] = {**lost}
     layers: list[Layer] = []
     filled: dict[Stage, str] = {}
     for placed in order(methods):
@@ -112,9 +115,10 @@ def check(
     *,
     last: frozenset[Trait] = frozenset(),
     mode: str = "",
+    lost: Mapping[Trait, str] = MappingProxyType({}),
 ) -> frozenset[Trait]:
     """Return the traits after the whole stack; raise `Conflict` with the first reason."""
-    layers = walk(methods, start, last=last, mode=mode)
+    layers = walk(methods, start, last=last, mode=mode, lost=lost)
     for layer in layers:
         if layer.conflict is not None:
             raise Conflict(layer.conflict)

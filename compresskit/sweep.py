@@ -175,7 +175,7 @@ class _Bench:
 
 
 def _label(spec: RunSpec) -> str:
-    return catalogue.label(spec.stack, spec.engine.mode)
+    return catalogue.label(spec.stack, spec.engine.manner)
 
 
 def sessions(
@@ -207,7 +207,8 @@ def sessions(
 
 def _comparable(spec: RunSpec) -> str:
     """Runs that differ in stack and mode only belong side by side."""
-    return spec.replace(stack=(), engine={"name": spec.engine.name}).model_dump_json()
+    engine = {**spec.engine.model_dump(mode="json"), "mode": "eager"}
+    return spec.replace(stack=(), engine=engine).model_dump_json()
 
 
 MOST_RESIDENT = 12

@@ -40,6 +40,7 @@ def evaluate(
     task_samples: task_options.TaskSamples = 20,
     task_depth: task_options.TaskDepths = None,
     task_chat: task_options.TaskChat = False,
+    placement: options.Placement = None,
     device: options.DeviceName = "auto",
     dtype: options.DtypeName = "auto",
     threads: options.Threads = 1,
@@ -72,7 +73,7 @@ def evaluate(
         ),
         method,
         device=device,
-        engine={"mode": mode},
+        engine=options.engine(mode, placement),
         protocol={"threads": threads},
         quality={
             "text": text,

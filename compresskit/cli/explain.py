@@ -22,6 +22,7 @@ def explain(
     model: options.ModelName = "tiny",
     method: options.Methods = None,
     mode: options.ModeName = "eager",
+    placement: options.Placement = None,
     device: options.DeviceName = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -42,7 +43,10 @@ def explain(
     else:
         specs = [
             options.run_spec(
-                options.model_spec(model), method, device=device, engine={"mode": mode}
+                options.model_spec(model),
+                method,
+                device=device,
+                engine=options.engine(mode, placement),
             )
         ]
     answers = [_answer(spec) for spec in specs]
@@ -58,10 +62,16 @@ def _answer(spec: RunSpec) -> dict[str, Any]:
 
     plan = artefacts.plan(spec)
     start = plan.start_traits()
-    layers = stack.walk(plan.methods, start, last=plan.engine.requires(), mode=spec.engine.mode)
+    layers = stack.walk(
+        plan.methods,
+        start,
+        last=plan.engine.requires(),
+        mode=spec.engine.mode,
+        lost=plan.engine.loses(plan.device),
+    )
     conflict = next((layer.conflict for layer in layers if layer.conflict), None)
     return {
-        "label": catalogue.label(spec.stack, spec.engine.mode),
+        "label": catalogue.label(spec.stack, spec.engine.manner),
         "digest": spec.digest(),
         "model": spec.model.name,
         "device": plan.device.name,

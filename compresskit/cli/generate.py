@@ -35,6 +35,7 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")
     ] = False,
+    placement: options.Placement = None,
     device: options.DeviceName = "auto",
     dtype: options.DtypeName = "auto",
     threads: options.Threads = 1,
@@ -65,7 +66,7 @@ def generate(
         ),
         method,
         device=device,
-        engine={"mode": mode},
+        engine=options.engine(mode, placement),
         protocol={"threads": threads},
         sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
         seed=seed,

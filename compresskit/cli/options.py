@@ -36,6 +36,16 @@ DtypeName = Annotated[
 ModeName = Annotated[
     Literal["eager", "prepacked", "compiled"], typer.Option(help="How a step is executed.")
 ]
+Placement = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW[:KEY=VALUE,…]",
+        help="Several devices for one model. spread: blocks on all GPUs, then in host memory, then on "
+        "disk (device_gb and host_gb bound what lies where). tensor_parallel: a share of every matrix "
+        "in each process; start with torchrun. [default: one device]",
+        show_default=False,
+    ),
+]
 Threads = Annotated[
     int, typer.Option(min=1, help="CPU threads; more than one is noisy on shared machines.")
 ]
@@ -85,6 +95,17 @@ def model_spec(
         },
         where="command line",
     )
+
+
+def engine(mode: str, placement: str | None = None) -> dict[str, Any]:
+    """The engine part of a spec, JSON-like, from flags."""
+    if placement is None:
+        return {"mode": mode}
+    from compresskit.spec import PlacementSpec, parse_call
+
+    how, limits = parse_call(placement, option="--placement")
+    found = PlacementSpec.decode({"how": how, **limits}, where=f"--placement {placement!r}")
+    return {"mode": mode, "placement": found.model_dump(mode="json")}
 
 
 def stack_of(methods: list[str] | None) -> tuple[MethodSpec, ...]:

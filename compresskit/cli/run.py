@@ -23,6 +23,7 @@ def run(
     model: options.ModelName = "tiny",
     method: options.Methods = None,
     mode: options.ModeName = "eager",
+    placement: options.Placement = None,
     device: options.DeviceName = "auto",
     dtype: options.DtypeName = "auto",
     threads: options.Threads = 1,
@@ -109,7 +110,7 @@ def run(
             ),
             method,
             device=device,
-            engine={"mode": mode},
+            engine=options.engine(mode, placement),
             workload={
                 "text": text,
                 "prompt_tokens": prompt_tokens,

@@ -2,6 +2,7 @@
 
 no quantization_config       transformers loads dense weights
 marked as random             drawn on the device (`synthetic`)
+placed on several devices    the same two, by accelerate's map (`placement`)
 compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
                              unpacked by transformers, and a fact says so
 bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
@@ -43,6 +44,15 @@ class Loaded(NamedTuple):
     """Not empty if what the checkpoint asks for is computed on wider units here."""
     synthetic: str | None = None
     """What about the output is made up, if anything."""
+
+
+class Placement(NamedTuple):
+    """What spreading a model needs to know."""
+
+    limits: Mapping[int | str, int]
+    """Most bytes by place (`placement.limits`)."""
+    folder: Path
+    """For weights that are to lie on disk and are in no file of the model as they are used."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -97,8 +107,10 @@ def checkpoint_dtype(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
-def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
-    """Load the model in `path` onto `device`.
+def load_model(
+    path: Path, spec: ModelSpec, device: Device, placed: Placement | None = None
+) -> Loaded:
+    """Load the model in `path` onto `device`, or onto several as `placed` says.
 
     Raises:
         ModelError: no causal language model can be built from the files.
@@ -112,9 +124,14 @@ def load_model(path: Path, spec: ModelSpec, device: Device) -> Loaded:
     quantization = config.get("quantization_config")
     try:
         if synthetic.draws(path, config):
-            loaded = _Weights(synthetic.build(path, getattr(torch, wanted), device.kind))
+            kind = getattr(torch, wanted)
+            loaded = _Weights(
+                synthetic.build(path, kind, device.kind)
+                if placed is None
+                else synthetic.spread(path, kind, placed.limits, placed.folder)
+            )
         elif quantization is None:
-            loaded = _Weights(_from_transformers(path, spec, wanted, device))
+            loaded = _Weights(_from_transformers(path, spec, wanted, device, placed))
         else:
             loaded = _quantised(path, spec, wanted, device, quantization)
     except (OSError, ValueError, KeyError) as error:
@@ -143,9 +160,18 @@ class _Weights(NamedTuple):
     simulated: tuple[str, ...] = ()
 
 
-def _from_transformers(path: Path, spec: ModelSpec, wanted: str, device: Device) -> Any:
+def _from_transformers(
+    path: Path, spec: ModelSpec, wanted: str, device: Device, placed: Placement | None = None
+) -> Any:
     from transformers import AutoModelForCausalLM
 
+    where: dict[str, Any] = {} if device.kind == "cpu" else {"device_map": device.kind}
+    if placed is not None:
+        where = {
+            "device_map": "auto",
+            "max_memory": dict(placed.limits),
+            "offload_folder": str(placed.folder),
+        }
     return AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, wanted),
@@ -153,7 +179,7 @@ def _from_transformers(path: Path, spec: ModelSpec, wanted: str, device: Device)
         use_safetensors=None if spec.allow_pickle else True,
         trust_remote_code=spec.trust_remote_code,
         attn_implementation="sdpa",
-        **({} if device.kind == "cpu" else {"device_map": device.kind}),
+        **where,
     )
 
 

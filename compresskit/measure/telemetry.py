@@ -49,7 +49,7 @@ class Watch:
     ) -> None:
         """Begin the session's time; `gpus` are those of `device`, unless given."""
         if gpus is None:
-            gpus = open_gpus() if device.kind == "cuda" else ()
+            gpus = open_gpus(device.ordinals) if device.kind == "cuda" else ()
         self.device = device
         self._gpus = () if isinstance(gpus, str) else gpus
         self._clock = clock

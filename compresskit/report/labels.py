@@ -64,12 +64,12 @@ def clean(words: str) -> str:
 
 def short_label(record: Record) -> str:
     """The label without the mode, which has its own column."""
-    return clean(record.label).removesuffix(f" ({record.spec.engine.mode})")
+    return clean(record.label).removesuffix(f" ({record.spec.engine.manner})")
 
 
 def labels(records: list[Record]) -> list[str]:
     """Labels that tell the rows apart: equal ones get their digest."""
-    names = [(short_label(record), record.spec.engine.mode) for record in records]
+    names = [(short_label(record), record.spec.engine.manner) for record in records]
     return [
         f"{name[0]} #{record.digest[:6]}" if names.count(name) > 1 else name[0]
         for name, record in zip(names, records, strict=True)

@@ -138,7 +138,7 @@ def build(joined: Joined) -> Table:
 def _problem(record: Record) -> Problem:
     return Problem(
         label=short_label(record),
-        mode=record.spec.engine.mode,
+        mode=record.spec.engine.manner,
         digest=record.digest,
         model=clean(record.spec.model.name),
         status=record.status,
@@ -191,7 +191,7 @@ def _row(joined: JoinedRow, label: str, batches: list[int], asked: Iterable[Colu
     cells["kl_mean_nats"] = _with_quality_notes(cells["kl_mean_nats"], record)
     return Row(
         label=label,
-        mode=record.spec.engine.mode,
+        mode=record.spec.engine.manner,
         digest=record.digest,
         dense=not record.spec.stack,
         validity=joined.validity,

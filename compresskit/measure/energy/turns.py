@@ -48,7 +48,10 @@ class Energy:
     ) -> None:
         """Find the counter that covers the GPUs in use, or the CPU."""
         self.bench = bench
-        self._counter = counter or counters.find(bench.system.device, ordinals(bench.system.model))
+        device = bench.system.device
+        # Offloaded weights lie on no GPU between steps: where their products run, the placement says.
+        used = {*device.ordinals, *ordinals(bench.system.model)}
+        self._counter = counter or counters.find(device, tuple(sorted(used)))
         self._measure_tick, self._pause = measure_tick, pause
         self._meter, self._model = meter, model
         self._wait = synchronizer(bench.system.device)

@@ -20,6 +20,9 @@ A GPU, by the allocator's own counters:
                            └─ slack       reserved, and not asked for
     peak of process_vram   ── the same and `runtime`: CUDA's context and loaded kernels
 
+Weights that a placement has sent to the host's memory or to disk are no part of a GPU's peak, nor those on
+disk of resident memory, except while a step visits them: that is workspace, or unattributed.
+
 A part that cannot be read is unavailable and so ends up in the rest; no part is ever adjusted.
 """
 
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from compresskit.measure.memory import residency
-from compresskit.measure.memory.weights import Piece, pieces, resident_weights
+from compresskit.measure.memory.weights import Piece, here, pieces, resident_weights
 from compresskit.record import Measured, Phase, Reading, Unavailable
 from compresskit.units import Unit
 
@@ -78,6 +81,7 @@ class Accounts:
     def __init__(self, device: Device, runtime: Reading) -> None:
         """`runtime` is what the function of that name said before the model was loaded."""
         self.cuda = device.kind == "cuda"
+        self._ordinals = device.ordinals
         self.runtime = runtime
 
     def phase(
@@ -102,15 +106,15 @@ class Accounts:
         if self.cuda:
             counter = _gpu_counter(peaks)
             parts["weights"] = measured(
-                sum(piece.nbytes for piece in pieces(model, step, others)), "storage bytes"
+                sum(piece.nbytes for piece in here(pieces(model, step, others))), "storage bytes"
             )
-            parts["slack"] = slack or gpu_slack()
+            parts["slack"] = slack or gpu_slack(self._ordinals)
             if counter == "process_vram":
                 parts["runtime"] = self.runtime
         else:
             counter = "rss"
             parts |= self._cpu(
-                list(pieces(model, step, others)), step, at or Instant.now(), high or peaks["rss"]
+                list(here(pieces(model, step, others))), step, at or Instant.now(), high or peaks["rss"]
             )
         ordered = {name: parts[name] for name in ORDER if name in parts}
         return Phase(peaks=dict(peaks), counter=counter, parts=ordered)
@@ -139,27 +143,34 @@ class Accounts:
         return parts | _compiler(step, held)
 
 
-def gpu_slack() -> Reading:
-    """What torch's allocator had reserved and nobody had asked for, each at its peak."""
-    marks = torch.cuda.memory_stats()
+def gpu_slack(ordinals: Sequence[int] = (0,)) -> Reading:
+    """What torch's allocator had reserved and nobody had asked for, each at its peak; of all GPUs."""
+    # A GPU that holds nothing yet has no statistics.
+    marks = [torch.cuda.memory_stats(ordinal) for ordinal in ordinals]
     return measured(
-        marks["reserved_bytes.all.peak"] - marks["requested_bytes.all.peak"],
+        sum(
+            one.get("reserved_bytes.all.peak", 0) - one.get("requested_bytes.all.peak", 0)
+            for one in marks
+        ),
         "torch.cuda: reserved less requested, at their peaks",
     )
 
 
-def gpu_workspace() -> Reading:
+def gpu_workspace(ordinals: Sequence[int] = (0,)) -> Reading:
     """What cuBLAS holds between its calls: seen by taking it away; it is taken again when needed."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
+    for ordinal in ordinals:
+        torch.cuda.synchronize(ordinal)
+    before = sum(map(torch.cuda.memory_allocated, ordinals))
     torch._C._cuda_clearCublasWorkspaces()
-    return measured(before - torch.cuda.memory_allocated(), "torch.cuda: freed cuBLAS workspaces")
+    freed = before - sum(map(torch.cuda.memory_allocated, ordinals))
+    return measured(freed, "torch.cuda: freed cuBLAS workspaces")
 
 
-def gpu_runtime(held: Reading) -> Reading:
-    """Of what the process `held` on the GPU, what is not torch's allocator."""
+def gpu_runtime(held: Reading, ordinals: Sequence[int] = (0,)) -> Reading:
+    """Of what the process `held` on its GPUs, what is not torch's allocator."""
     if isinstance(held, Measured):
-        return measured(held.value - torch.cuda.memory_reserved(), "NVML less torch's reserve")
+        reserved = sum(map(torch.cuda.memory_reserved, ordinals))
+        return measured(held.value - reserved, "NVML less torch's reserve")
     return held
 
 

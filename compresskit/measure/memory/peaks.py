@@ -6,6 +6,9 @@
     process_vram     NVML: all that this process holds on the GPU; sampled, so only where nothing
                      is timed
 
+Of a model on several GPUs the marks are sums. Those of torch's allocator are then sums of peaks, each
+GPU's at its own moment: no less than the peak of the sum, and named so in the source.
+
 A window begins by giving freed memory back to the system, so that what an earlier phase has left in
 the allocators is not charged to it.
 """
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from compresskit.device import synchronizer
 from compresskit.hf.modules import release_freed
 from compresskit.record import Measured, Reading, Unavailable
 from compresskit.units import Unit
@@ -35,6 +39,8 @@ class PeakMeter:
     def __init__(self, device: Device, vram: ProcessVram | None = None) -> None:
         """Watch resident memory, and on a CUDA device torch's allocator; `vram` if it is sampled."""
         self.cuda = device.kind == "cuda"
+        self._ordinals = device.ordinals
+        self._wait = synchronizer(device)
         self.resettable = _can_reset()
         self._vram = vram
 
@@ -43,10 +49,11 @@ class PeakMeter:
         if release:
             release_freed()
         if self.cuda:
-            torch.cuda.synchronize()
+            self._wait()
             if release:
                 torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+            for ordinal in self._ordinals:
+                torch.cuda.reset_peak_memory_stats(ordinal)
         if self._vram is not None:
             self._vram.restart()
         if self.resettable:
@@ -56,12 +63,16 @@ class PeakMeter:
         """Peaks since `start`, by counter."""
         readings: dict[str, Reading] = {"rss": self._rss()}
         if self.cuda:
-            torch.cuda.synchronize()
-            for name, value in (
-                ("cuda_allocated", torch.cuda.max_memory_allocated()),
-                ("cuda_reserved", torch.cuda.max_memory_reserved()),
+            self._wait()
+            several = len(self._ordinals) > 1
+            of = f", sum of the peaks of {len(self._ordinals)} GPUs" if several else ""
+            for name, mark in (
+                ("cuda_allocated", torch.cuda.max_memory_allocated),
+                ("cuda_reserved", torch.cuda.max_memory_reserved),
             ):
-                readings[name] = Measured(value=value, unit=Unit.BYTE, source=f"torch.cuda.{name}")
+                value = sum(mark(ordinal) for ordinal in self._ordinals)
+                source = f"torch.cuda.{name}{of}"
+                readings[name] = Measured(value=value, unit=Unit.BYTE, source=source)
             readings["process_vram"] = (
                 Unavailable(reason="not sampled here: polling would disturb what is timed")
                 if self._vram is None

@@ -96,16 +96,17 @@ def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
     peaks: dict[str, dict[str, Reading]] = {}
     slack: dict[str, Reading] = {}
     caches = Caches(bench.system.new_cache)
-    with ProcessVram() if cuda else nullcontext() as vram:
+    used = bench.system.device.ordinals
+    with ProcessVram(ordinals=used) if cuda else nullcontext() as vram:
         meter = PeakMeter(bench.system.device, vram)
 
         def close(phase: str) -> None:
             peaks[phase] = meter.read()
             if cuda:
-                slack[phase] = accounts.gpu_slack()
+                slack[phase] = accounts.gpu_slack(used)
 
         meter.start()
-        context = Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now())
+        context = Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now(), used)
         told: dict[str, int] = {}
         listening = replace(bench, system=replace(bench.system, tell=told.__setitem__))
         chunks = caches.chunks(listening, batch)

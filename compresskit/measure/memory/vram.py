@@ -1,4 +1,4 @@
-"""What NVML says this process holds on its GPU: tensors, torch's reserve and the CUDA context.
+"""What NVML says this process holds on its GPUs: tensors, torch's reserve and the CUDA context.
 
 There is no counter of the peak, so a thread looks every 10 ms; it runs only where nothing is timed.
 """
@@ -14,6 +14,7 @@ from compresskit.record import Measured, Reading, Unavailable
 from compresskit.units import Unit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 INTERVAL = 0.01
@@ -21,12 +22,14 @@ INTERVAL = 0.01
 
 
 class ProcessVram:
-    """Memory of this process on the GPU that torch uses."""
+    """Memory of this process on the GPUs that a run uses, all of them together."""
 
-    def __init__(self, gpus: tuple[Gpu, ...] | str | None = None) -> None:
-        """Find the GPU; `gpus` is for tests."""
-        found = open_gpus() if gpus is None else gpus
-        self._gpu = None if isinstance(found, str) else found[0]
+    def __init__(
+        self, gpus: tuple[Gpu, ...] | str | None = None, *, ordinals: Sequence[int] = (0,)
+    ) -> None:
+        """Find the GPUs that torch calls `cuda:<ordinal>`; `gpus` is for tests."""
+        found = open_gpus(ordinals) if gpus is None else gpus
+        self._gpus = () if isinstance(found, str) else found
         self._reason = found if isinstance(found, str) else ""
         self._peak: int | None = None
         self._stop = threading.Event()
@@ -40,9 +43,13 @@ class ProcessVram:
         return Measured(value=value, unit=Unit.BYTE, source="NVML usedGpuMemory")
 
     def _look(self) -> int | None:
-        if self._gpu is None:
-            return None
-        processes = self._gpu.ask("nvmlDeviceGetComputeRunningProcesses")
+        """Bytes on all GPUs; None if one of them does not tell: a sum of some would mean nothing."""
+        held = [self._look_at(gpu) for gpu in self._gpus]
+        known = [one for one in held if one is not None]
+        return sum(known) if held and len(known) == len(held) else None
+
+    def _look_at(self, gpu: Gpu) -> int | None:
+        processes = gpu.ask("nvmlDeviceGetComputeRunningProcesses")
         if processes is None:
             self._reason = "NVML does not list processes here"
             return None

@@ -81,6 +81,7 @@ class _Run:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.cuda = bench.system.device.kind == "cuda"
+        self.ordinals = bench.system.device.ordinals
         self.compiled = hasattr(bench.system.step, "constants")
         self.seen = Seen()
         self.caches = Caches(bench.system.new_cache, arrivals=self.seen.arrivals)
@@ -145,6 +146,6 @@ class _Run:
             tensors["workspace"] = (
                 Unavailable(reason="cuBLAS works in the memory of the CUDA graph")
                 if self.compiled
-                else accounts.gpu_workspace()
+                else accounts.gpu_workspace(self.ordinals)
             )
         self.seen.tensors[self.phase] = tensors

@@ -5,6 +5,7 @@
     codes, packed            quantised or laid-out weights, padding included
     scales, zero_points, bias
     constants                what a compiled graph froze and does not share with the model
+    on_host, on_disk         weights that a placement keeps there between the steps that use them
     drafter                  what only a draft model or drafting heads hold, of any of these kinds
 
 A packed layout may be opaque or padded, and an element size then lies, so a module with
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from compresskit.hf import placement
 from compresskit.hf.modules import HoldsBytes
 from compresskit.hf.prepack import opaque_bytes
 from compresskit.measure.memory import residency
@@ -41,6 +43,8 @@ class Piece(NamedTuple):
     """Address and bytes where they may be a mapped file; None where they were written to memory."""
     frozen: bool = False
     """Held by a compiled graph only."""
+    away: bool = False
+    """Not on the device that computes, but for the moment in which it is used."""
 
 
 def beside(system: System) -> list[tuple[Any, Any]]:
@@ -68,12 +72,19 @@ def pieces(model: Any, step: Any = None, others: Sequence[tuple[Any, Any]] = ())
             yield piece._replace(kind="drafter")
 
 
+def here(held: Iterable[Piece]) -> Iterator[Piece]:
+    """Those of `held` that stay where they are computed with."""
+    return (piece for piece in held if not piece.away)
+
+
 def _of_one(model: Any, step: Any, seen: set[Key]) -> Iterator[Piece]:
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, HoldsBytes):
             yield from _packed(module, seen)
-        else:
-            yield from _plain(module, seen)
+            continue
+        for piece in _plain(module, seen):
+            away = piece.away and placement.home(model, name) == "disk"
+            yield piece._replace(kind="on_disk") if away else piece
     for tensor in getattr(step, "constants", list)():
         key, size = storage(tensor)
         if key not in seen:
@@ -83,6 +94,9 @@ def _of_one(model: Any, step: Any, seen: set[Key]) -> Iterator[Piece]:
 
 def storage(tensor: torch.Tensor) -> tuple[Key, int]:
     """Identity and bytes of what `tensor` keeps alive."""
+    if tensor.device.type == "meta":
+        # Offloaded: the bytes are elsewhere, and a shared weight is one tensor.
+        return (tensor.device, -id(tensor)), tensor.nbytes
     if tensor.is_mkldnn:
         # Opaque: no storage to ask. Each of these is the only handle of its memory.
         return (tensor.device, -id(tensor)), opaque_bytes(tensor)
@@ -107,7 +121,10 @@ def _plain(module: nn.Module, seen: set[Key]) -> Iterator[Piece]:
             key, size = storage(tensor)
             if key not in seen:
                 seen.add(key)
-                yield Piece(kind, size, (key[1], size) if key[0].type == "cpu" else None)
+                if tensor.device.type == "meta":
+                    yield Piece("on_host", size, away=True)
+                else:
+                    yield Piece(kind, size, (key[1], size) if key[0].type == "cpu" else None)
 
 
 def _kind(module: nn.Module) -> str:
