@@ -16,7 +16,7 @@ import torch
 
 from compresskit import catalogue, device as devices, stack, workload
 from compresskit.errors import Conflict
-from compresskit.hf import audit, load, modules, synthetic
+from compresskit.hf import audit, load, modules, parallel, synthetic
 from compresskit.hf.preload import import_architecture
 from compresskit.hf.sources import Progress, ResolvedModel, resolve, silent as no_progress
 from compresskit.measure import step_cost as step_cost_probe
@@ -108,16 +108,22 @@ def plan(spec: RunSpec, progress: Progress = no_progress) -> Plan:
     methods = catalogue.place(spec.stack)
     instead = _instead(spec, methods, source)
     device = devices.resolve(spec.device)
-    placed = spec.engine.placement is not None
     return Plan(
         spec=spec,
         source=source,
-        device=device.using(devices.gpus(device)) if placed else device,
+        device=_reach(spec, device),
         engine=catalogue.engine(spec.engine),
         methods=methods,
         model=instead or spec.model,
         loaded=source if instead is None else find_model(instead, progress),
     )
+
+
+def _reach(spec: RunSpec, device: Device) -> Device:
+    """The device with the GPUs that the run may use."""
+    if (placed := spec.engine.placement) is None:
+        return device
+    return device.using(parallel.own(placed, device) or devices.gpus(device))
 
 
 def _instead(spec: RunSpec, methods: tuple[Placed, ...], source: ResolvedModel) -> ModelSpec | None:
@@ -195,8 +201,8 @@ def opened(plan: Plan, notify: Notify = silent) -> Iterator[Opened]:
     meter.start()
     books = Accounts(plan.device, runtime())
     meter_energy = metering.metered(
-        counters.find(plan.device, plan.device.ordinals),
-        synchronize=devices.synchronizer(plan.device)
+        counters.find(plan.device, parallel.metered(plan.spec.engine.placement, plan.device)),
+        synchronize=devices.synchronizer(plan.device),
     )
     # Models that a method loads (a draft, a student) live as long as the target does.
     with ExitStack() as models, ExitStack() as setting_up:

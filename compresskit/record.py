@@ -499,6 +499,9 @@ class DeviceFacts(Stored):
     memory_bytes: int
     capability: str | None = None
     threads: int | None = None
+    # Left out where it is one, so that older records are written as they were read.
+    gpus: Annotated[int | None, Field(exclude_if=lambda one: one is None)] = None
+    """How many GPUs of this kind the model was placed on; null where nothing was placed on GPUs."""
 
 
 class Limits(Stored):

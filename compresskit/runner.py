@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,9 +24,10 @@ from compresskit_kernels import dispatch
 from compresskit import catalogue, validity, workload
 from compresskit.artefact import opened, plan, silent
 from compresskit.errors import CompressKitError, Conflict, UsageError
-from compresskit.hf import load
+from compresskit.hf import load, parallel
 from compresskit.hf.tokenizer import tokenizer_digest
 from compresskit.measure import clock, engagement, environment, passes, step_cost, telemetry
+from compresskit.measure.energy.counters import Null
 from compresskit.measure.energy.turns import Energy
 from compresskit.measure.memory.request import memory_pass
 from compresskit.measure.yardstick import Yardstick
@@ -36,6 +38,7 @@ from compresskit.traits import Trait
 if TYPE_CHECKING:
     from compresskit.artefact import Notify, Opened, Plan
     from compresskit.spec import RunSpec
+    from compresskit.system import System
 
 
 class Go(NamedTuple):
@@ -137,7 +140,7 @@ def _measured(
         throughput="throughput" in wanted and real,
         batched=Trait.BATCH in artefact.traits,
     )
-    energy = Energy(bench) if "energy" in wanted and real else None
+    energy = _energy(bench, spec) if "energy" in wanted and real else None
     yardstick = Yardstick(plan.device)
     watch = telemetry.Watch(system.device)
     taken: list[Turn] = []
@@ -176,7 +179,7 @@ def _measured(
     )
     quality = judge_quality(plan, artefact, notify) if "quality" in wanted else None
     return Record(
-        **base,
+        **{**base, "device": _used(base["device"], system, spec)},
         status="ok",
         model=model_facts(plan, artefact),
         prompts=prompts.facts,
@@ -192,6 +195,23 @@ def _measured(
         blocks=(block,),
         quality=quality,
     )
+
+
+def _used(facts: DeviceFacts, system: System, spec: RunSpec) -> DeviceFacts:
+    """The device of the record, with the number of GPUs where a placement decided about it."""
+    if spec.engine.placement is None or system.device.kind != "cuda":
+        return facts
+    used = {*system.device.ordinals, *parallel.metered(spec.engine.placement, system.device)}
+    return facts.model_copy(update={"gpus": len(used)})
+
+
+def _energy(bench: passes.Bench, spec: RunSpec) -> Energy:
+    """The energy windows; none that end by the clock where processes have to step together."""
+    if not parallel.demands(spec.engine.placement):
+        return Energy(bench)
+    plain = bench.protocol.model_copy(update={"estimate_energy": False})
+    why = "windows end by the clock, which the processes of 'tensor_parallel' would not read alike"
+    return Energy(replace(bench, protocol=plain), counter=Null(why))
 
 
 def _warm_compile(bench: passes.Bench) -> float:

@@ -38,6 +38,7 @@ from compresskit.spec import (
     MethodSpec,
     Mode,
     ModelSpec,
+    PlacementSpec,
     Prices,
     ProtocolSpec,
     QualitySpec,
@@ -67,6 +68,8 @@ class Suite(Frozen):
     description: str = ""
     model: str | ModelSpec = "tiny"
     device: str = "auto"
+    placement: PlacementSpec | None = None
+    """Several devices for one model, for all rows."""
     seed: int = 0
     baselines: bool = True
     """Add the dense row of every run."""
@@ -116,7 +119,7 @@ def _base(suite: Suite, mode: Mode) -> RunSpec:
     document: dict[str, Any] = {
         "model": model.model_dump(mode="json"),
         "device": suite.device,
-        "engine": EngineSpec(mode=mode).model_dump(mode="json"),
+        "engine": EngineSpec(mode=mode, placement=suite.placement).model_dump(mode="json"),
         "seed": suite.seed,
     }
     for part in ("workload", "sampling", "protocol", "quality"):

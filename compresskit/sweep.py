@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
 from compresskit import artefact as artefacts, catalogue, device as devices, pairing, runner
-from compresskit.errors import RecordError, SpecError
-from compresskit.hf import load
+from compresskit.errors import RecordError, RunError, SpecError
+from compresskit.hf import load, parallel
 from compresskit.measure import environment, machine
 from compresskit.pairing import Arm
 from compresskit.store import load as load_record, save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from compresskit.hf.sources import Progress
@@ -105,15 +106,19 @@ def run(
     """
     described = machine.describe(devices.resolve(specs[0].device))
     folder = out / described.id / suite
-    description = machine.update(folder.parent, described)
+    together = any(parallel.demands(spec.engine.placement) for spec in specs)
+    first = all(parallel.first(spec.engine.placement) for spec in specs)
+    description = machine.update(folder.parent, described) if first else described
     here = environment.describe()
     records: dict[str, Record] = {}
     if resume:
         records = {spec.digest(): kept for spec in specs if (kept := _kept(spec, folder, here))}
     extra = {"limits": description.limits, "prices": prices}
-    bench = _Bench(folder, specs, records, watcher, extra)
+    bench = _Bench(folder, specs, records, watcher, extra, together=together, saves=first)
     bench.reuse()
-    for arms in sessions(specs, frozenset(records), paired=paired, resident=resident):
+    for arms in sessions(
+        specs, frozenset(records), paired=paired and not together, resident=resident
+    ):
         if not go_on():
             break
         bench.measure(arms)
@@ -131,6 +136,9 @@ class _Bench:
     watcher: Watcher
     extra: dict[str, Limits | Prices | None]
     """What every record of the sweep is given beside its own measurements."""
+    together: bool = False
+    """This process shares its models with others: all run in it, one after the other."""
+    saves: bool = True
 
     def reuse(self) -> None:
         """Say which records are kept."""
@@ -150,11 +158,17 @@ class _Bench:
             self.watcher.phase(f"{_label(arms[arm].spec)}: {phase}", detail)
 
         # Closed at once if a record cannot be saved or Ctrl-C comes: no process is left behind.
-        with closing(pairing.session(arms, notify, seed=arms[0].spec.seed)) as session:
+        started = (
+            _here(arms, notify)
+            if self.together
+            else pairing.session(arms, notify, seed=arms[0].spec.seed)
+        )
+        with closing(started) as session:
             for index, record in session:
                 arm = arms[index]
                 whole = self._merged(arm, record).model_copy(update=self.extra)
-                save(whole, self.folder)
+                if self.saves:
+                    save(whole, self.folder)
                 self.records[arm.spec.digest()] = whole
                 if not arm.speed_only:
                     self.watcher.end(whole, reused=False)
@@ -172,6 +186,21 @@ class _Bench:
         if record.status != "ok":
             return before
         return runner.finish(before.model_copy(update={"blocks": (*before.blocks, *record.blocks)}))
+
+
+def _here(
+    arms: Sequence[Arm], notify: Callable[..., None]
+) -> Generator[tuple[int, Record], None, None]:
+    """Run the arms in this process, which other processes step with.
+
+    Raises:
+        RunError: a run failed here. The others may be waiting for it, so all have to end.
+    """
+    for index, arm in enumerate(arms):
+        record = runner.run(arm.spec, partial(notify, index))
+        if record.status == "failed":
+            raise RunError(f"{_label(arm.spec)}: {record.reason}")
+        yield index, record
 
 
 def _label(spec: RunSpec) -> str:

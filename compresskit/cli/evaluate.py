@@ -88,6 +88,7 @@ def evaluate(
         },
         seed=seed,
     )
+    options.hush(spec)
     with source_progress() as report:
         plan = artefacts.plan(spec, report)
     with console.status("loading") as status, artefacts.opened(plan) as artefact:

@@ -71,6 +71,7 @@ def generate(
         sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
         seed=seed,
     )
+    options.hush(spec)
     from compresskit.cli.progress import source_progress
 
     with source_progress() as report:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,6 +108,14 @@ def engine(mode: str, placement: str | None = None) -> dict[str, Any]:
     how, limits = parse_call(placement, option="--placement")
     found = PlacementSpec.decode({"how": how, **limits}, where=f"--placement {placement!r}")
     return {"mode": mode, "placement": found.model_dump(mode="json")}
+
+
+def hush(spec: RunSpec) -> None:
+    """Print nothing more to stdout if other processes run the same and the first of them prints."""
+    from compresskit.hf import parallel
+
+    if not parallel.first(spec.engine.placement):
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
 def stack_of(methods: list[str] | None) -> tuple[MethodSpec, ...]:

@@ -133,6 +133,7 @@ def run(
             seed=seed,
         )
         specs = suites.unique([spec.baseline(), spec] if baseline else [spec])
+    options.hush(specs[0])
     swept = sweep_with_progress(
         specs,
         suite=name,

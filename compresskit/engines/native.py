@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, final
 
 from compresskit.decode import autoregressive
+from compresskit.device import gpus
 from compresskit.engine import AbstractEngine
 from compresskit.errors import Conflict
-from compresskit.hf import load, placement, synthetic
+from compresskit.hf import load, parallel, placement, synthetic
 from compresskit.hf.cache import new_dynamic
 from compresskit.hf.step import eager_step
 from compresskit.spec import Mode, PlacementSpec
@@ -87,6 +88,8 @@ class Native(AbstractEngine):
         taken = {Trait.MODULES, Trait.STATIC_SHAPES}
         if len(device.ordinals) > 1 or self.placement.how != "spread":
             taken |= {Trait.OWN_CACHE, Trait.ATTENTION_HOOK}
+        if parallel.demands(self.placement):
+            taken |= {Trait.ROLLBACK}  # how much is drafted may go by the time it took
         return dict.fromkeys(taken, f"placement {self.placement.how!r}")
 
     def vet(self, path: Path, device: Device) -> None:
@@ -99,6 +102,13 @@ class Native(AbstractEngine):
                 f"placement {how!r} moves dense weights; those of {path.name} come quantised, in layers that "
                 "stay on one device. Place the unquantised checkpoint, or leave --placement out."
             )
+        if parallel.demands(self.placement):
+            if synthetic.draws(path, load.read_config(path)):
+                raise Conflict(
+                    f"placement {how!r} cuts the matrices of a file, and the random ones of {path.name} are "
+                    "in none. Use --placement spread."
+                )
+            parallel.vet(device, len(gpus(device)))
         if how == "spread" and device.kind == "cpu" and self.placement.host_gb is None:
             raise Conflict(
                 "placement 'spread' on a CPU has the host's memory and the disk to choose from, and the "
@@ -115,9 +125,14 @@ class Native(AbstractEngine):
         if self.placement is None:
             yield self._system(load.load_model(path, model, device), device)
             return
+        if parallel.demands(self.placement):
+            loaded = load.load_model(path, model, device, "shared")
+            told = parallel.facts(loaded.model, self.placement)
+            yield self._system(loaded._replace(facts={**loaded.facts, **told}), device)
+            return
         with TemporaryDirectory(prefix="compresskit-") as folder:
             limits = placement.limits(self.placement, device)
-            loaded = load.load_model(path, model, device, load.Placement(limits, Path(folder)))
+            loaded = load.load_model(path, model, device, load.Spread(limits, Path(folder)))
             told = placement.facts(loaded.model, self.placement)
             loaded = loaded._replace(facts={**loaded.facts, "placement": told})
             yield self._system(loaded, device.using(placement.gpus(loaded.model) or (0,)))

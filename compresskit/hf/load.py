@@ -2,7 +2,7 @@
 
 no quantization_config       transformers loads dense weights
 marked as random             drawn on the device (`synthetic`)
-placed on several devices    the same two, by accelerate's map (`placement`)
+placed on several devices    the same, by accelerate's map (`placement`) or a share of it (`parallel`)
 compressed-tensors           packed layers of ours (`checkpoint.read`); what they cannot hold is
                              unpacked by transformers, and a fact says so
 bitsandbytes, GPTQ, AWQ ...  the layers of that library, which then account for their bytes
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from compresskit.errors import ModelError, RunError
-from compresskit.hf import synthetic
+from compresskit.hf import parallel, synthetic
 from compresskit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -46,13 +46,21 @@ class Loaded(NamedTuple):
     """What about the output is made up, if anything."""
 
 
-class Placement(NamedTuple):
+class Spread(NamedTuple):
     """What spreading a model needs to know."""
 
     limits: Mapping[int | str, int]
     """Most bytes by place (`placement.limits`)."""
     folder: Path
     """For weights that are to lie on disk and are in no file of the model as they are used."""
+
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` is told."""
+        return {
+            "device_map": "auto",
+            "max_memory": dict(self.limits),
+            "offload_folder": str(self.folder),
+        }
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -108,9 +116,11 @@ def checkpoint_dtype(config: dict[str, Any]) -> str:
 
 
 def load_model(
-    path: Path, spec: ModelSpec, device: Device, placed: Placement | None = None
+    path: Path, spec: ModelSpec, device: Device, placed: Spread | Literal["shared"] | None = None
 ) -> Loaded:
     """Load the model in `path` onto `device`, or onto several as `placed` says.
+
+    `shared`: this process takes its share (`parallel`).
 
     Raises:
         ModelError: no causal language model can be built from the files.
@@ -127,7 +137,7 @@ def load_model(
             kind = getattr(torch, wanted)
             loaded = _Weights(
                 synthetic.build(path, kind, device.kind)
-                if placed is None
+                if not isinstance(placed, Spread)
                 else synthetic.spread(path, kind, placed.limits, placed.folder)
             )
         elif quantization is None:
@@ -161,17 +171,17 @@ class _Weights(NamedTuple):
 
 
 def _from_transformers(
-    path: Path, spec: ModelSpec, wanted: str, device: Device, placed: Placement | None = None
+    path: Path,
+    spec: ModelSpec,
+    wanted: str,
+    device: Device,
+    placed: Spread | Literal["shared"] | None = None,
 ) -> Any:
     from transformers import AutoModelForCausalLM
 
     where: dict[str, Any] = {} if device.kind == "cpu" else {"device_map": device.kind}
     if placed is not None:
-        where = {
-            "device_map": "auto",
-            "max_memory": dict(placed.limits),
-            "offload_folder": str(placed.folder),
-        }
+        where = parallel.options() if placed == "shared" else placed.options()
     return AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, wanted),

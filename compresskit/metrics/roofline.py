@@ -107,6 +107,11 @@ def bound(record: Record) -> Bound | Unavailable:
     if isinstance(step, Unavailable):
         return step
     limits, threads = record.limits, record.spec.protocol.threads
+    placed = record.spec.engine.placement
+    if placed is not None and placed.how == "tensor_parallel":
+        return Unavailable(
+            reason="the machine's limits are those of one device, and several read their shares at once"
+        )
     if limits is None:
         return Unavailable(reason=f"the machine's limits are not known; {MEASURE}")
     if limits.threads is not None and limits.threads != threads:

@@ -114,7 +114,10 @@ class Accounts:
         else:
             counter = "rss"
             parts |= self._cpu(
-                list(here(pieces(model, step, others))), step, at or Instant.now(), high or peaks["rss"]
+                list(here(pieces(model, step, others))),
+                step,
+                at or Instant.now(),
+                high or peaks["rss"],
             )
         ordered = {name: parts[name] for name in ORDER if name in parts}
         return Phase(peaks=dict(peaks), counter=counter, parts=ordered)

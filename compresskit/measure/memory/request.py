@@ -12,8 +12,10 @@ from __future__ import annotations
 import gc
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from compresskit.hf import parallel
 from compresskit.measure.memory import accounts
 from compresskit.measure.memory.accounts import Accounts
 from compresskit.measure.memory.moved import cache_traffic, moved_bytes
@@ -54,15 +56,19 @@ def memory_pass(bench: Bench, *, phases: Mapping[str, Phase], parameters: int) -
         )
         for name in (PREFILL, DECODE)
     }
+    # Processes that share a model hold a part of the cache each.
+    everywhere = partial(parallel.summed, system.facts)
+    dense = seen.arrivals.dense(system.model.config, plain.tokens)
+    traffic = everywhere(plain.traffic)
     return MemoryPass(
         batch=batch,
         tokens_in_cache=plain.tokens,
         weights_bytes=weight_bytes(system.model, system.step, others),
         parameters=parameters,
-        cache_bytes=plain.cache,
+        cache_bytes=everywhere(plain.cache),
         drafter_bytes=plain.drafter,
-        dense_cache=seen.arrivals.dense(system.model.config, plain.tokens),
-        moved_bytes=moved_bytes(system.model, plain.traffic, batch=batch),
+        dense_cache=None if dense is None else everywhere(dense),
+        moved_bytes=moved_bytes(system.model, traffic, batch=batch),
         operations_per_step=seen.operations,
         phases={**phases, **used},
     )
@@ -106,7 +112,9 @@ def _as_it_is(bench: Bench, batch: int) -> _AsItIs:
                 slack[phase] = accounts.gpu_slack(used)
 
         meter.start()
-        context = Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now(), used)
+        context = (
+            Unavailable(reason="no GPU") if vram is None else accounts.gpu_runtime(vram.now(), used)
+        )
         told: dict[str, int] = {}
         listening = replace(bench, system=replace(bench.system, tell=told.__setitem__))
         chunks = caches.chunks(listening, batch)

@@ -6,6 +6,7 @@
     scales, zero_points, bias
     constants                what a compiled graph froze and does not share with the model
     on_host, on_disk         weights that a placement keeps there between the steps that use them
+    in_others                the shares of other processes
     drafter                  what only a draft model or drafting heads hold, of any of these kinds
 
 A packed layout may be opaque or padded, and an element size then lies, so a module with
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from compresskit.hf import placement
+from compresskit.hf import parallel, placement
 from compresskit.hf.modules import HoldsBytes
 from compresskit.hf.prepack import opaque_bytes
 from compresskit.measure.memory import residency
@@ -83,7 +84,7 @@ def _of_one(model: Any, step: Any, seen: set[Key]) -> Iterator[Piece]:
             yield from _packed(module, seen)
             continue
         for piece in _plain(module, seen):
-            away = piece.away and placement.home(model, name) == "disk"
+            away = piece.kind == "on_host" and placement.home(model, name) == "disk"
             yield piece._replace(kind="on_disk") if away else piece
     for tensor in getattr(step, "constants", list)():
         key, size = storage(tensor)
@@ -94,8 +95,8 @@ def _of_one(model: Any, step: Any, seen: set[Key]) -> Iterator[Piece]:
 
 def storage(tensor: torch.Tensor) -> tuple[Key, int]:
     """Identity and bytes of what `tensor` keeps alive."""
-    if tensor.device.type == "meta":
-        # Offloaded: the bytes are elsewhere, and a shared weight is one tensor.
+    if tensor.device.type == "meta" or hasattr(tensor, "to_local"):
+        # The bytes are elsewhere, or some of them; a weight that two modules share is one tensor.
         return (tensor.device, -id(tensor)), tensor.nbytes
     if tensor.is_mkldnn:
         # Opaque: no storage to ask. Each of these is the only handle of its memory.
@@ -123,6 +124,10 @@ def _plain(module: nn.Module, seen: set[Key]) -> Iterator[Piece]:
                 seen.add(key)
                 if tensor.device.type == "meta":
                     yield Piece("on_host", size, away=True)
+                elif (local := parallel.share(tensor)) is not tensor:
+                    at = (local.data_ptr(), local.nbytes) if local.device.type == "cpu" else None
+                    yield Piece(kind, local.nbytes, at)
+                    yield Piece("in_others", size - local.nbytes, away=True)
                 else:
                     yield Piece(kind, size, (key[1], size) if key[0].type == "cpu" else None)
 
