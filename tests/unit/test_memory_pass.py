@@ -206,7 +206,7 @@ def test_a_pass_without_the_phases_before_it_has_no_runtime(open_stack):
 # A GPU, replayed
 
 
-GPU = SimpleNamespace(kind="cuda")
+GPU = SimpleNamespace(kind="cuda", ordinals=(0,))
 
 
 def byte(value):
@@ -218,10 +218,10 @@ def replayed(monkeypatch):
     """torch's counters of a GPU on which a request of 1000 bytes was at its peak."""
     marks = {"reserved_bytes.all.peak": 1500.0, "requested_bytes.all.peak": 1000.0}
     held = [700]
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: marks)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held[0])
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1500)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda gpu: marks)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda gpu: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda gpu: held[0])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda gpu: 1500)
     monkeypatch.setattr(
         torch._C, "_cuda_clearCublasWorkspaces", lambda: held.__setitem__(0, 690), raising=False
     )
@@ -284,7 +284,7 @@ def test_without_a_peak_or_parts_there_is_no_rest(phase):
 
 
 def test_the_highest_mark_of_the_watched_run_explains_its_own_workspace():
-    books = Accounts(SimpleNamespace(kind="cpu"), byte(50))
+    books = Accounts(SimpleNamespace(kind="cpu", ordinals=(0,)), byte(50))
     at = Instant(residency.Resident(anonymous=60, libraries=30, files=0, heap_holes=0), 5)
     found = books.phase({"rss": byte(101)}, torch.nn.Module(), at=at, high=byte(120))
     assert found.parts["workspace"].value == 120 - 90

@@ -158,7 +158,7 @@ def test_a_counter_is_never_replaced_by_an_estimate(world):
 
 def test_a_gpu_is_not_estimated(world):
     one = bench(world, estimate_energy=True)
-    one.system.device = SimpleNamespace(kind="cuda")
+    one.system.device = SimpleNamespace(kind="cuda", ordinals=(0,))
     meter = Energy(one, counter=Null("MIG is on"))
     meter.turn(0)
     assert "for the CPU only" in meter.result().generate[0].reading.reason
