@@ -63,8 +63,8 @@ def root(
 ) -> None:
     """Which compression for this model on this machine, and what will it cost?
 
-    compresskit applies quantization, KV-cache and speculative-decoding methods to a language
-    model and measures speed, memory, energy and quality of the very same artefact.
+    compresskit applies quantization, distillation, KV-cache and speculative-decoding methods to a
+    language model and measures speed, memory, energy and quality of the very same artefact.
     """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compresskit import catalogue, stats
-from compresskit.report import bits, cells, held, join, markdown, speculation, table
+from compresskit.report import bits, cells, held, join, markdown, speculation, students, table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -175,6 +175,38 @@ def drafters(suite: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+TAUGHT = {
+    "decode_ratio_to_best_dense": ("× best dense", "ratio"),
+    "weights_bytes": ("weights", "quantity"),
+    "bits_per_teacher_parameter": ("bits/teacher param", "plain"),
+    "kl_mean_nats": ("KL ± SE (nats)", "spread"),
+    "bits_per_byte": ("bits/byte", "plain"),
+    "pareto": ("best in", "words"),
+    "training_s": ("training", "duration"),
+    "training_tokens": ("training tokens", "count"),
+    "break_even_output_tokens_by_time": ("break-even tokens", "count"),
+}
+
+
+def taught(suite: str) -> str:
+    """Teacher, students and quantised ones of one suite."""
+    folders = sorted((ROOT / "results").glob(f"*/{suite}"))
+    if not folders:  # not measured yet
+        return ""
+    heads = ["row", "decode tok/s", *(head for head, _ in TAUGHT.values())]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --: |" * (len(heads) - 1)]
+    (group,) = students.by_students(table.build(join.load(folders))).groups
+    columns = {"decode_tokens_per_s": ("", "plain"), **TAUGHT}
+    for row in group.rows:
+        texts = [
+            cells.text(replace(row.cells[key], note=None), style)
+            for key, (_, style) in columns.items()
+        ]
+        name = row.name().replace("build/students/", "").replace("distill/student:path=", "student ")
+        lines.append(f"| {' | '.join([name, *texts])} |")
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.parametrize(
     ("page", "name", "make"),
     [
@@ -186,6 +218,9 @@ def drafters(suite: str) -> str:
         ("README.md", "speculative", partial(drafters, "speculative")),
         ("benchmarks/README.md", "speculative-tiny", partial(drafters, "speculative-tiny")),
         ("benchmarks/README.md", "spec-bench", partial(drafters, "spec-bench")),
+        ("README.md", "distill", partial(taught, "distill")),
+        ("README.md", "distill-tiny", partial(taught, "distill-tiny")),
+        ("README.md", "speculative-student", partial(drafters, "speculative-student")),
         ("README.md", "methods", methods),
         ("README.md", "demo", demo),
         ("benchmarks/README.md", "interleaved", interleaved),
