@@ -45,6 +45,11 @@ class Check(Stored):
     """Nats per token of the held-out text."""
     kl: float | None = None
     """Nats per token from the teacher; null where the two count tokens differently."""
+    packed_nll: float | None = None
+    """As `nll`, with weights as the quantiser of the recipe's `finish` will store them; null while the
+    student learns without rounding."""
+    packed_kl: float | None = None
+    """As `kl`, likewise."""
 
 
 class Card(Stored):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from compresskit.cli import options
 from compresskit.errors import Exit
-
-if TYPE_CHECKING:
-    from compresskit.distill.recipe import Recipe
 
 _TEACHING, _STEPS, _KEEPING = "What is taught", "How long and how fast", "Checkpoints and checks"
 
@@ -240,6 +237,7 @@ def distill(
 
       compresskit distill --student recipe.toml --out small
     """  # fmt: skip
+    from compresskit.cli.recipe import recipe_of
     from compresskit.cli.student import show_prediction, train_with_progress, verdict
 
     source = {
@@ -254,7 +252,7 @@ def distill(
         "finish_share": finish_share, "check_every": check_every, "patience": patience,
         "save_every": save_every, "precision": precision, "checkpointing": checkpointing, "seed": seed,
     }  # fmt: skip
-    recipe = recipe_of(_set(given), _set(source))
+    recipe = recipe_of(given, source)
     if predict:
         show_prediction(recipe, as_json=as_json)
         return
@@ -273,33 +271,3 @@ def distill(
         print(json.dumps(outcome.card.model_dump(mode="json"), allow_nan=False, ensure_ascii=False))
         return
     verdict(outcome)
-
-
-def recipe_of(given: dict[str, Any], source: dict[str, Any]) -> Recipe:
-    """The recipe that flags, and the file that --student may name, say; flags win.
-
-    Raises:
-        SpecError: nothing says what student to make or what to learn from, or a value is wrong.
-    """
-    from compresskit.distill import recipe as recipes
-    from compresskit.errors import SpecError
-
-    document: dict[str, Any] = {}
-    where = "command line"
-    named = given.get("student", "")
-    if named.endswith(".toml"):
-        where = named
-        document = recipes.read(Path(named))
-        given = {name: value for name, value in given.items() if name != "student"}
-    teacher = document.get("teacher", {})
-    teacher = {"name": teacher} if isinstance(teacher, str) else teacher
-    document = {**document, **given, "teacher": {**teacher, **source}}
-    for name, example in (("student", "layers:keep=0.5"), ("data", "my.txt")):
-        if name not in document:
-            raise SpecError(f"--{name} is missing. Say, for example, --{name} {example}.")
-    return recipes.Recipe.decode(document, where=where)
-
-
-def _set(values: dict[str, Any]) -> dict[str, Any]:
-    """Only what was said."""
-    return {name: value for name, value in values.items() if value is not None}

@@ -75,7 +75,12 @@ class TrainingProgress:
     def look(self, check: Check) -> None:
         """The held-out text was scored."""
         apart = "" if check.kl is None else f", {check.kl:.4f} from the teacher"
-        self._say(f"      step {check.step}: held-out {check.nll:.4f} nats per token{apart}")
+        packed = (
+            "" if check.packed_nll is None else f"; with rounded weights {check.packed_nll:.4f}"
+        )
+        self._say(
+            f"      step {check.step}: held-out {check.nll:.4f} nats per token{apart}{packed}"
+        )
 
     def _pace(self, now: float, stride: Stride) -> str:
         """Tokens per second and remaining time, from the steps of this sitting."""
@@ -169,7 +174,19 @@ def _learned(card: Card) -> list[str]:
     ]
     if before.kl is not None and after.kl is not None:
         lines.append(f"from the teacher: {before.kl:.4f} -> {after.kl:.4f} nats per token")
-    return [*lines, f"ended: {card.stopped}"]
+    return [*lines, *_finished(card), f"ended: {card.stopped}"]
+
+
+def _finished(card: Card) -> list[str]:
+    """What became of the student as its quantiser stores it, from the first rounded step on."""
+    looks = [check for check in card.checks if check.packed_nll is not None]
+    if not looks:
+        return []
+    lost = [f"{(check.packed_nll or 0.0) - check.nll:+.4f}" for check in (looks[0], looks[-1])]
+    return [
+        f"stored as {card.recipe['finish']}: {looks[0].packed_nll:.4f} -> {looks[-1].packed_nll:.4f} nats "
+        f"per token since the finish began; storing it so costs {lost[0]} -> {lost[1]}"
+    ]
 
 
 def _cost(card: Card) -> list[str]:

@@ -7,7 +7,9 @@
     losses    divergences between two distributions, never a whole matrix of logits at a time
     lesson    student, projections and losses as one module: what is trained
     finish    rounding in the forward pass, so that the student expects its quantisation
-    trainer   the loop: accelerate, budgets, checkpoints, held-out evaluation
+    trainer   the loop: accelerate, budgets, checkpoints
+    looks     held-out text, scored now and then; the best student where training may stop early
+    state     what a checkpoint holds, and how a training goes on from it
 
 Student makers are in `compresskit.hf.student`, since they cut transformers models; the finished
 student takes its teacher's place through `distill/student`.

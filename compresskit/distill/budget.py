@@ -7,6 +7,7 @@ minutes and joules depend on the machine, and so does everything that follows fr
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal, Self
 
@@ -65,8 +66,8 @@ class Amount(Frozen):
             )
         number = float(found[1].replace("_", "").replace(",", ""))
         value = number * _PREFIXES[found[2].lower()] * scale
-        if value <= 0:
-            raise SpecError(f"{option} {text!r}: it has to be more than nothing.")
+        if not 0 < value < math.inf:
+            raise SpecError(f"{option} {text!r}: it has to be more than nothing, and to end.")
         return cls(kind=kind, amount=value)
 
     def spent(self, *, steps: int, tokens: int, seconds: float, joules: float | None) -> float:

@@ -67,8 +67,8 @@ def load(folder: Path) -> dict[str, Any] | None:
         version = state["version"]
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
-            f"{path}: not a checkpoint of a training ({_first_line(error)}). Delete it and start again "
-            "without --resume."
+            f"{path}: not a checkpoint of a training ({_first_line(error)}). Delete the folder and start "
+            "again."
         ) from None
     if version != VERSION:
         raise ModelError(
@@ -78,11 +78,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def agree(state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any]) -> None:
-    """See that a checkpoint belongs to this training.
-
-    `identity` names what the recipe does not say: revision of the teacher, digest of the rows,
-    number of processes.
+def agree_on_recipe(state: Mapping[str, Any], recipe: Recipe) -> None:
+    """See that a checkpoint was made with this recipe; asked before anything is loaded.
 
     Raises:
         UsageError: something differs; names the first thing.
@@ -94,6 +91,17 @@ def agree(state: Mapping[str, Any], recipe: Recipe, identity: Mapping[str, Any])
             f"--resume: the checkpoint was made with another recipe: {different} was "
             f"{state['recipe'].get(different)!r} and is {now!r}. Give the old value, or another --out."
         )
+
+
+def agree(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """See that a checkpoint belongs to what the recipe has turned out to be here.
+
+    `identity` names what the recipe does not say: revision of the teacher, digest of the rows,
+    number of processes.
+
+    Raises:
+        UsageError: something differs; names the first thing.
+    """
     for name, value in identity.items():
         if state["identity"].get(name) != value:
             raise UsageError(

@@ -93,6 +93,11 @@ def end(model: nn.Module) -> None:
             module.__class__ = type(module).__bases__[0]
 
 
+def rounds(model: nn.Module) -> bool:
+    """Whether any weight of `model` reads rounded."""
+    return any(STATE in vars(module) for module in model.modules())
+
+
 class Rounded:
     """What a weight reads as while it is rounded; kept until the weight changes.
 

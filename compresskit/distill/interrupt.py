@@ -23,7 +23,9 @@ class Interrupt:
     def __enter__(self) -> Self:
         """Begin to listen; only the main thread is asked at all."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+            # What is ignored (a job in the background, nohup) stays so, and what is not Python's too.
+            heard = [one for one in _SIGNALS if signal.getsignal(one) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._heard) for number in heard}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -16,22 +16,24 @@ then has to be undone by a factor. Sums also keep gradients near 1, where float1
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from compresskit.distill.losses.chunked import Places, summed
-from compresskit.distill.losses.terms import CrossEntropy, Divergence, Hidden, check, kind_of
+from compresskit.distill.losses.divergence_terms import Divergence
+from compresskit.distill.losses.term import CrossEntropy, Hidden
+from compresskit.distill.losses.terms import check, kind_of
 from compresskit.errors import Conflict
 from compresskit.hf import blocks as block_finder, head as heads, modules
+from compresskit.hf.states import behind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from compresskit.distill.batch import Dense, Target
-    from compresskit.distill.losses.terms import Term
+    from compresskit.distill.losses.term import Term
 
 
 class LessonLoss(NamedTuple):
@@ -109,7 +111,8 @@ class Lesson(nn.Module):
             Conflict: student and teacher have vocabularies of different sizes.
         """
         check(self.terms, kind_of(target))
-        with self._watched() as seen:
+        count = len(self.blocks) if self.needs_states else 0
+        with behind(self.model, range(count)) as seen:
             # The last token is never asked for a next one, and no other one looks at it.
             output = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False)
         counted = weights[:, 1:].flatten()
@@ -127,7 +130,7 @@ class Lesson(nn.Module):
         parts = dict(zip(names, sums.parts, strict=True))
         total = sums.total
         if self._hidden is not None:
-            states = [state.flatten(0, 1)[where] for state in seen] or [hidden]
+            states = [seen[index].flatten(0, 1)[where] for index in range(count)] or [hidden]
             distance = self._distance(states, places)
             parts[self._hidden.name] = distance.detach()
             total = total + self._hidden.weight * distance
@@ -167,24 +170,6 @@ class Lesson(nn.Module):
             square = (projected.float() - theirs.float()).square().mean(-1)
             sums.append((square * places.weights).sum())
         return torch.stack(sums).mean()
-
-    @contextmanager
-    def _watched(self) -> Iterator[list[torch.Tensor]]:
-        """Collect the hidden states behind each block `[B, T, E]`, if they are wanted.
-
-        Watched at the blocks themselves: transformers' own list has the last one behind the final
-        norm, which no other block's state can be compared with.
-        """
-        seen: list[torch.Tensor] = []
-        with ExitStack() as stack:
-            if self.needs_states:
-                for block in block_finder.find(self.model):
-
-                    def keep(_: nn.Module, __: Any, output: Any) -> None:
-                        seen.append(output[0] if isinstance(output, tuple) else output)
-
-                    stack.callback(block.module.register_forward_hook(keep).remove)
-            yield seen
 
 
 def _recompute_activations(model: Any) -> None:

@@ -66,12 +66,17 @@ def readme(card: Card) -> str:
         f"{energy.value:,.0f} J" if isinstance(energy, Measured) else "energy not measured"
     )  # fmt: skip
     apart = "" if last.kl is None else f", {last.kl:.4f} nats per token from its teacher"
+    packed = (
+        ""
+        if last.packed_nll is None
+        else f" With its weights stored as {card.recipe['finish']}: {last.packed_nll:.4f}."
+    )
     return (
         f"# Student of {card.teacher}\n\n"
         f"Made by compresskit: `{card.recipe['student']}`, {card.size.parameters:,} parameters "
         f"(the teacher has {card.teacher_size.parameters:,}).\n\n"
         f"Trained on {training.tokens:,} tokens in {training.seconds:,.0f} s on {training.device} "
-        f"({joules}). Held-out text: {last.nll:.4f} nats per token{apart}.\n\n"
+        f"({joules}). Held-out text: {last.nll:.4f} nats per token{apart}.{packed}\n\n"
         "The licence of the teacher applies to what was made of it. Everything that repeats the "
         "training is in `distillation.json`.\n"
     )

@@ -91,6 +91,11 @@ class Recipe(Frozen):
         amount = Amount.parse(self.budget, option="--budget")
         if amount.kind == "steps" and amount.amount < 1:
             raise ValueError("budget: a training has at least one step")
+        if self.finish and amount.kind == "steps" and amount.amount * self.finish_share < 1:
+            raise ValueError(
+                f"finish_share: {self.finish_share:g} of {self.budget} is less than one step; raise one of "
+                "them"
+            )
         if Amount.parse(self.save_every, option="--save-every").kind == "joules":
             raise ValueError("save_every: checkpoints go by seconds, steps or tokens")
         if self.teacher_cache is not None and self.on_policy:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from compresskit.distill.school import School
 
 
+_OURS = {product.CURVE, FOLDER, f"{checkpoint.FILE}.partial", "curve.partial"}
+"""What a training leaves that was killed before its first checkpoint: it begins again over them."""
+
+
 class Outcome(NamedTuple):
     """A finished student."""
 
@@ -78,15 +82,16 @@ def train(
             "the budget in tokens, steps or minutes."
         )
     state = _state(folder, resume=resume)
+    if state is not None:
+        checkpoint.agree_on_recipe(state, recipe)
     with ExitStack() as stack:
         effort = stack.enter_context(Effort(counter))
-        interrupt = stack.enter_context(Interrupt())
         room = school.enrol(
             recipe, found, processes=accelerator.num_processes, notify=watcher.phase,
             progress=progress,
         )  # fmt: skip
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
         # The first process writes a cache, the others wait and read it.
         with accelerator.main_process_first():
             main = accelerator.is_main_process
@@ -99,7 +104,9 @@ def train(
         if accelerator.is_main_process:
             trainer.curve = stack.enter_context(Curve(folder, trainer.step))
         try:
-            trainer.run(interrupt)
+            # Before this there is nothing to save, and Ctrl-C ends at once.
+            with Interrupt() as interrupt:
+                trainer.run(interrupt)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"step {trainer.step + 1}: {str(error).splitlines()[0]} Lower --batch and raise "
@@ -124,8 +131,11 @@ def _state(folder: Path, *, resume: bool) -> dict[str, object] | None:
     """The checkpoint to go on from.
 
     Raises:
-        UsageError: there is something in the folder and nobody asked to go on with it.
+        UsageError: there is something in the folder and nobody asked to go on with it, or what is
+            there is not ours.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder}: it is no folder. Name a new one.")
     if (folder / cards.FILE).exists():
         raise UsageError(
             f"--out {folder}: there is a finished student. Name another folder, or delete this one."
@@ -136,9 +146,33 @@ def _state(folder: Path, *, resume: bool) -> dict[str, object] | None:
             f"--out {folder}: a training that was interrupted at step {state['step']} lies there. Add "
             "--resume to go on with it, or name another folder."
         )
-    if state is None and folder.exists() and any(folder.iterdir()) and not resume:
-        raise UsageError(f"--out {folder}: it is not empty. Name a new folder.")
+    if state is None and folder.exists():
+        foreign = sorted({path.name for path in folder.iterdir()} - _OURS)
+        if foreign:
+            raise UsageError(
+                f"--out {folder}: there are other files ({foreign[0]}), and a student would overwrite "
+                "what is called alike. Name a new folder."
+            )
+        if not resume and any(folder.iterdir()):
+            raise UsageError(
+                f"--out {folder}: a training has begun there and has saved nothing yet. Add --resume to "
+                "begin it again, or name a new folder."
+            )
     return state
+
+
+def _make(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"--out {folder}: it cannot be made ({error.strerror}). Name a folder that you may write to."
+        ) from None
 
 
 def _training(trainer: Trainer, device: Device, threads: int) -> Training:
@@ -181,7 +215,7 @@ def _card(room: School, trainer: Trainer, training: Training) -> Card:
             "matrix_products": str(room.autocast or torch.float32).removeprefix("torch."),
         },
         training=training,
-        checks=tuple(trainer.checks),
+        checks=tuple(trainer.looks.checks),
         stopped=trainer.stopped,
         environment=describe(),
     )

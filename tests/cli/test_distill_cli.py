@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from compresskit import card as cards
 from compresskit.cli.app import app
-from compresskit.cli.distill import recipe_of
+from compresskit.cli.recipe import recipe_of
 from compresskit.errors import CompressKitError, SpecError, UnknownName, UsageError
 
 if TYPE_CHECKING:

@@ -91,6 +91,8 @@ def test_a_digest_tells_recipes_apart_and_a_difference_is_named() -> None:
         ({"save_every": "3 kJ"}, "save_every"),
         ({"on_policy": 0.5, "teacher_cache": "topk:k=4"}, "leave teacher_cache out"),
         ({"patience": 2, "finish": "quant/int4"}, "patience"),
+        ({"budget": "4 steps", "finish": "quant/int4"}, "less than one step"),
+        ({"budget": "1e999 tokens"}, "to end"),
         ({"rat": 1.0}, "Did you mean 'rate'"),
         ({"batch": 0}, "batch"),
         ({"clip": 0.0}, "clip"),

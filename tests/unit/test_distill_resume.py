@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compresskit.distill import checkpoint
+from compresskit.distill import checkpoint, curve as curves
 from compresskit.distill.curve import Curve
 from compresskit.distill.progress import Silent, Stride
 from compresskit.distill.recipe import Recipe
@@ -24,6 +24,7 @@ from compresskit.distill.trainer import Interrupted
 from compresskit.errors import ModelError, RunError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 STEPS = 12
@@ -107,10 +108,11 @@ def test_killed_again_and_again_the_curve_and_the_weights_are_the_same(
 def test_whatever_else_the_recipe_says(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Killed in the last part, where a finish rounds already."""
     other = recipe(budget="6 steps", **changes)
-    train(other, tmp_path / "whole")
+    card = train(other, tmp_path / "whole").card
     with pytest.raises(Killed):
         train(other, tmp_path / "cut", watcher=Killer(5))
-    train(other, tmp_path / "cut", resume=True)
+    again = train(other, tmp_path / "cut", resume=True).card
+    assert again.checks == card.checks
     assert same(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -140,6 +142,42 @@ def test_a_real_kill(whole: Path, tmp_path: Path) -> None:
     assert same(tmp_path / "out", whole)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C as in a terminal, even where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
+    class Insists(Silent):
+        def step(self, stride: Stride) -> None:
+            if stride.step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), tmp_path, watcher=Insists())
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert state["step"] == 4  # the last one before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    class Asks(Silent):
+        def step(self, stride: Stride) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    card = train(recipe(budget="2 steps"), tmp_path, watcher=Asks()).card
+    assert card.training.steps == 2
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_saves_and_says_so(whole: Path, tmp_path: Path) -> None:
     class Asks(Silent):
         def step(self, stride: Stride) -> None:
@@ -189,6 +227,49 @@ def test_without_resume_nothing_is_overwritten(cut: Path, whole: Path) -> None:
         train(recipe(), cut)
     with pytest.raises(UsageError, match="finished student"):
         train(recipe(), whole, resume=True)
+
+
+def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
+    """A model of somebody's, or the teacher itself: --resume is no leave to write over it."""
+    (tmp_path / "config.json").write_text("{}")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match=r"other files \(config\.json\)"):
+            train(recipe(), tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_training_that_has_saved_nothing_begins_again(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(recipe(save_every="1000 steps"), tmp_path, watcher=Killer(3))
+    with pytest.raises(UsageError, match="has saved nothing yet"):
+        train(recipe(), tmp_path)
+    train(recipe(), tmp_path, resume=True)
+    assert same(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_made_or_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="it is no folder"):
+        train(recipe(), tmp_path / "file")
+    with pytest.raises(RunError, match=r"cannot be made \(Not a directory\)"):
+        train(recipe(), tmp_path / "file" / "below")
+
+
+def test_a_full_disk_in_the_curve_keeps_the_checkpoint(
+    cut: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (cut / checkpoint.FILE).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves.os, "fsync", full)
+        with pytest.raises(RunError, match=r"loss of a step .*disk is full.*--resume"):
+            train(recipe(), cut, resume=True)
+    assert (cut / checkpoint.FILE).read_bytes() == before
+    train(recipe(), cut, resume=True)
+    assert same(cut, whole)
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from compresskit.distill.batch import Dense
+from compresskit.distill.losses.divergence_terms import Divergence
 from compresskit.distill.losses.layer import Gradients, layer_of, wide
-from compresskit.distill.losses.terms import CrossEntropy, Divergence
 from compresskit.errors import Conflict, RunError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.distill.batch import Target
+    from compresskit.distill.losses.term import CrossEntropy
 
 CHUNK_BYTES = 1 << 25
 """Of one matrix of float32 logits of a chunk. Four (ce) to eleven (jsd) such matrices are alive at a time."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from compresskit.distill.batch import Batch
-from compresskit.distill.losses.terms import CrossEntropy
+from compresskit.distill.losses.term import CrossEntropy
 from compresskit.distill.teachers import seeds
 from compresskit.errors import SpecError
 from compresskit.hf.continuation import continued
@@ -35,7 +35,7 @@ from compresskit.spec import SamplingSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from compresskit.distill.losses.terms import Kind, Term
+    from compresskit.distill.losses.term import Kind, Term
 
 
 class Continue(Protocol):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from compresskit.distill.batch import Batch, Target
-    from compresskit.distill.losses.terms import Kind
+    from compresskit.distill.losses.term import Kind
 
 
 class Teacher(Protocol):

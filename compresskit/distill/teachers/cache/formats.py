@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-from compresskit.distill.losses.terms import Kind
+from compresskit.distill.losses.term import Kind
 from compresskit.spec import Frozen
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compresskit.distill.batch import Batch, Draws, TopK
-    from compresskit.distill.losses.terms import Kind
+    from compresskit.distill.losses.term import Kind
     from compresskit.distill.teachers.cache.formats import Format
 
 OPEN_SHARDS = 64
