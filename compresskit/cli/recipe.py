@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def recipe_of(flags: dict[str, Any], source: dict[str, Any]) -> Recipe:
     for name, example in (("student", "layers:keep=0.5"), ("data", "my.txt")):
         if name not in document:
             raise SpecError(f"--{name} is missing. Say, for example, --{name} {example}.")
+    for name, value in document.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"{where}: {name} is {value}, which is no number to train with.")
     return Recipe.decode(document, where=where)
 
 

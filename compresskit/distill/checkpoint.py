@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FILE = "checkpoint.pt"
 VERSION = 1
+_NOTHING_LEFT = 64 * 1024
+"""Bytes free on a disk that a writer has just filled."""
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -43,8 +46,9 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError of its own.
+        # Asked before the half that was written makes room again.
+        full = _is_full(error, folder)
         partial.unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = "the disk is full" if full else str(error).splitlines()[0]
         kept = "The one before it is kept" if path.exists() else "There is none before it"
         raise RunError(
@@ -109,6 +113,12 @@ def agree(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
                 f"it is {value!r}. A training goes on only with what it began with; name another --out "
                 "to begin a new one."
             )
+
+
+def _is_full(error: OSError | RuntimeError, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return shutil.disk_usage(folder).free < _NOTHING_LEFT
 
 
 def _sync_folder(folder: Path) -> None:

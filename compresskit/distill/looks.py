@@ -70,6 +70,8 @@ class Looks:
             packed_nll=None if packed is None else packed.nll,
             packed_kl=packed.kl if packed is not None and whole else None,
         )
+        if packed is not None and self.checks[-1].step == step and not self.has_packed:
+            self.checks.pop()  # the same student, looked at just before rounding began
         self.checks.append(check)
         return check
 

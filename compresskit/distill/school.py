@@ -127,6 +127,10 @@ def enrol(
     data = _rows(recipe, teacher.tokenizer, processes)
     notify(f"making the student: {recipe.student}")
     draft = _make(recipe, known.source, device, data)
+    if recipe.finish is not None:
+        # Whether it suits the student is heard now and not when most of the budget is spent.
+        finish.begin(draft.model, recipe.finish)
+        finish.end(draft.model)
     tokenizer = _tokenizer(draft)
     ids = None
     if tokenizer_digest(tokenizer) != tokenizer_digest(teacher.tokenizer):

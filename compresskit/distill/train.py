@@ -70,6 +70,11 @@ def train(
         UsageError: something of the recipe cannot be used, or `folder` holds another training.
         RunError: the training cannot go on; its last checkpoint is kept.
     """
+    if cache is not None and recipe.teacher_cache is None:
+        raise UsageError(
+            f"--cache {cache}: nothing is to be kept there. Say what with --teacher-cache, such as "
+            "topk:k=64, or leave --cache out."
+        )
     torch.set_num_threads(threads)
     found = devices.resolve(device)
     accelerator = Accelerator(mixed_precision="no", cpu=found.kind == "cpu")

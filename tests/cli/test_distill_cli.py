@@ -105,6 +105,8 @@ def test_flags_win_over_a_recipe_file(tmp_path: Path) -> None:
         ((*SMALL, "--budget", "forever", "--predict"), SpecError, "--budget 'forever'"),
         ((*SMALL, "--teacher-cache", "all", "--predict"), UnknownName, "topk"),
         ((*SMALL, "--finish", "quant/gptq", "--predict"), SpecError, "finish"),
+        ((*SMALL, "--rate", "nan", "--predict"), SpecError, "rate is nan"),
+        ((*SMALL, "--cache", "kept", "--out", "no/where"), UsageError, "--teacher-cache"),
     ],
 )
 def test_bad_input_is_one_error(

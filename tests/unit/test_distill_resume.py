@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -309,3 +310,21 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     with Curve(tmp_path, 2):
         pass
     assert (tmp_path / "curve.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_is_called_so_whatever_torch_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's writer meets a full disk as an error of positions in a zip file."""
+
+    def torn(state: object, file: Any) -> None:
+        raise RuntimeError("unexpected pos 4181824 vs 4181712")
+
+    free = SimpleNamespace(free=0)
+    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(RunError, match="the disk is full"):
+        checkpoint.save(tmp_path, {})
+    free.free = 10**9
+    with pytest.raises(RunError, match=r"written \(unexpected pos"):
+        checkpoint.save(tmp_path, {})

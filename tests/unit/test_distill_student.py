@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ from compresskit.system import Request
 
 TEACHER = resolve("tiny")
 STUDENT = resolve("tiny:draft")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unhurried():
+    """Every run collects garbage many times, to measure in peace; no test here reads a clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
 
 
 def spec_of(*methods, mode="eager", dtype="auto", **changes) -> RunSpec:

@@ -210,6 +210,8 @@ def test_a_budget_in_seconds_ends(tmp_path: Path) -> None:
         ({"loss": "jsd", "teacher_cache": "draws:n=4"}, SpecError, "not drawn"),
         ({"loss": "jsd + ce", "on_policy": 0.5}, SpecError, "own tokens are right"),
         ({"finish": "kv/int8"}, SpecError, "kv/int8"),
+        # Heard before the first step, not when the finish begins.
+        ({"finish": 'quant/int4:skip=["no"]'}, SpecError, "matches no linear layer"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
