@@ -202,7 +202,9 @@ def taught(suite: str) -> str:
             cells.text(replace(row.cells[key], note=None), style)
             for key, (_, style) in columns.items()
         ]
-        name = row.name().replace("build/students/", "").replace("distill/student:path=", "student ")
+        name = (
+            row.name().replace("build/students/", "").replace("distill/student:path=", "student ")
+        )
         lines.append(f"| {' | '.join([name, *texts])} |")
     return "\n".join(lines) + "\n"
 
