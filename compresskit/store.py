@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 _NOT_RECORDS = frozenset(
     {"machine.json", "interleaved.json", "interleaved-2-threads.json", "meters.json", "curve.json",
-     "attention-overhead.json", "speculation-overhead.json"}
+     "attention-overhead.json", "speculation-overhead.json", "distill-seeds.json",
+     "distill-memory.json", "distill-throughput.json", "distillation.json"}
 )  # fmt: skip
-"""What lies beside records: the machine, and documents of benchmarks and of `curve`."""
+"""What lies beside records: the machine, cards of students, documents of benchmarks and of `curve`."""
 _AGAIN = "Delete it and run again."
 LARGEST = 1e24
 """No time, size or rate that a record holds comes near it; sums and products of them stay finite."""
