@@ -37,7 +37,9 @@ class Compiler:
 
 @pytest.fixture
 def compiler(monkeypatch):
-    return Compiler(monkeypatch)
+    # Nothing is learned here, and a model that another test decoded with holds tensors of inference mode.
+    with torch.no_grad():
+        yield Compiler(monkeypatch)
 
 
 def on_cuda(system, widths=(1,)):

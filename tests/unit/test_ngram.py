@@ -196,7 +196,12 @@ def test_parameters_are_checked():
 def test_it_stays_lossless():
     before = frozenset(Trait)
     effects = NGram().effects()
-    assert effects.requires == {Trait.OWN_LOOP, Trait.LOGITS, Trait.ROLLBACK}
+    assert effects.requires == {
+        Trait.OWN_LOOP,
+        Trait.LOGITS,
+        Trait.ROLLBACK,
+        Trait.TRAINED,
+    }
     assert effects.after(before) == before
     # Rows that grow apart leave holes, which a sliding window would count as tokens.
     windows = before - {Trait.SLOT_MASKS}
