@@ -44,6 +44,7 @@ def of(trainer: Trainer) -> dict[str, Any]:
         "lesson": trainer.school.lesson.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "rng": torch.get_rng_state(),
+        "device_rng": device_rng(trainer.accelerator.device),
         "step": trainer.step,
         "tokens": trainer.tokens,
         "looks": trainer.looked,
@@ -71,6 +72,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     for optimizer, held in zip(trainer.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(held)
     torch.set_rng_state(state["rng"])
+    set_device_rng(trainer.accelerator.device, state["device_rng"])
     trainer.step, trainer.tokens, trainer.looked = state["step"], state["tokens"], state["looks"]
     looks, asking = trainer.looks, trainer.asking
     looks.stale, looks.best = state["stale"], state["best"]
@@ -80,6 +82,20 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     asking.generated_tokens = state["generated_tokens"]
     asking.writing_seconds = state["writing_seconds"]
     trainer.effort.resume(state["seconds"], _reading(state["energy"]))
+
+
+def device_rng(device: torch.device) -> torch.Tensor | None:
+    """Where the random numbers of a GPU stand (dropout draws there); None on a CPU."""
+    if device.type == "cpu":
+        return None
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_device_rng(device: torch.device, held: torch.Tensor | None) -> None:
+    """Put them back there; nothing to do for a training that began on a CPU."""
+    if held is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(held, device)
 
 
 def _reading(document: dict[str, Any]) -> Reading:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compresskit.distill import checkpoint, curve as curves
+from compresskit.distill import checkpoint, curve as curves, state as states
 from compresskit.distill.curve import Curve
 from compresskit.distill.progress import Silent, Stride
 from compresskit.distill.recipe import Recipe
@@ -115,6 +115,26 @@ def test_whatever_else_the_recipe_says(tmp_path: Path, changes: dict[str, Any]) 
     again = train(other, tmp_path / "cut", resume=True).card
     assert again.checks == card.checks
     assert same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_random_numbers_of_a_gpu_go_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of torch's own module for the device, played by one that remembers; a CPU has no second ones."""
+    device, kept = torch.device("cuda", 1), {}
+
+    def hold(held: torch.Tensor, on: torch.device) -> None:
+        kept[on] = held
+
+    player = SimpleNamespace(get_rng_state=lambda on: kept[on], set_rng_state=hold)
+    monkeypatch.setattr(torch, "get_device_module", lambda on: player)
+    kept[device] = torch.tensor([1, 2], dtype=torch.uint8)
+    held = states.device_rng(device)
+    kept[device] = torch.tensor([3, 4], dtype=torch.uint8)  # somebody has drawn
+    states.set_device_rng(device, held)
+    assert kept[device].tolist() == [1, 2]
+    cpu = torch.device("cpu")
+    assert states.device_rng(cpu) is None
+    states.set_device_rng(cpu, None)
+    assert list(kept) == [device]
 
 
 def test_the_comparison_can_fail(whole: Path, tmp_path: Path) -> None:
