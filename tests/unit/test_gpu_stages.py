@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ import pytest
 import torch
 from compresskit_kernels import launch
 
-from benchmarks.gpu import crossover, tuning
+from benchmarks.gpu import crossover, speculation, tuning
 from benchmarks.gpu.box import STAGES, Job, check, models, suites, tune
 from benchmarks.gpu.box.job import Deadline
 from compresskit import pairing, runner, store
+from compresskit.cli.app import app
 from compresskit.hf.tokenizer import HFTokenizer
 from compresskit.spec import RunSpec
 from compresskit.suite import read
@@ -163,6 +165,26 @@ def test_quality_dry(tmp_path, in_process, capsys, monkeypatch):
     judged = [record for record in records(tmp_path) if record.quality is not None]
     assert any(record.quality.fidelity is not None for record in judged)
     assert "synthetic weights" not in capsys.readouterr().out
+
+
+def test_the_speed_surface_dry(tmp_path, in_process, monkeypatch):
+    """Its commands are those of the command line, here without a process for each."""
+
+    def command(words, **_):
+        app(words[3:], standalone_mode=False)
+        return SimpleNamespace(returncode=0)
+
+    player = SimpleNamespace(run=command, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(speculation, "subprocess", player)
+    words = ["--out", str(tmp_path), "--dry-run", "--stages", "surface"]
+    assert speculation.main(words) == 0
+    found = {record.label: record for record in records(tmp_path)}
+    assert {record.status for record in found.values()} == {"ok"}
+    assert len(found) == 1 + len(speculation.DRY.rates) * len(speculation.DRY.lengths)
+    assert all(one.facts["synthetic"] for label, one in found.items() if "oracle" in label)
+    before = len(in_process)
+    assert speculation.main(words) == 0
+    assert len(in_process) == before
 
 
 def test_a_stage_without_time_runs_nothing_and_says_how_much_is_left(tmp_path, in_process, capsys):
