@@ -19,7 +19,8 @@ from compresskit.spec import RunSpec
 SMALL = "layers=1,divide=16,vocabulary=512"
 LLAMA = f"random:llama-3.2-1b:{SMALL}"
 
-# Numbers of parameters that the Hub shows on the model pages (from the safetensors headers there).
+# As others counted the published checkpoints: `general.parameter_count` of their GGUF files (8B, 30B-A3B),
+# metadata of the Hub's pages (8B), parameters of the loaded model (0.6B, 1B), and SmolLM2 as it is here.
 PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
