@@ -265,6 +265,8 @@ def test_ctrl_c_keeps_finished_records_and_says_how_to_go_on(tmp_path: Path) -> 
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Whoever runs the tests in the background may have them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while (
